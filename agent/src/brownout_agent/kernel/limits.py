@@ -1,0 +1,32 @@
+"""What makes the kernel end a process of ours without anybody's help: prctl(2), setitimer(2), oom_score_adj."""
+
+import ctypes
+import os
+import signal
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent(expected_parent_pid: int) -> None:
+    """Have the kernel SIGKILL this process when the *thread* that made it ends (PR_SET_PDEATHSIG, prctl(2)).
+
+    Raises:
+        SystemExit: the parent died before the call took effect.
+    """
+    if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != expected_parent_pid:
+        raise SystemExit("the parent died first")
+
+
+def die_after(seconds: float) -> None:
+    """Have the kernel end this process by SIGALRM after `seconds`, whatever it is doing. A fork does not inherit it."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def be_first_victim_of_oom() -> None:
+    """Make this process the one that the kernel kills first when memory is short (oom_score_adj 1000, proc(5))."""
+    Path("/proc/self/oom_score_adj").write_text("1000")

@@ -1,0 +1,1 @@
+"""Probes: one kind, one file. They ask and never judge."""

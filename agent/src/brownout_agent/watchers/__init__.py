@@ -1,0 +1,1 @@
+"""Watchers: one system, one file. They read that system's own view of its health."""

@@ -1,0 +1,3 @@
+"""What schedules, watches, records, judges and shows."""
+
+__version__ = "0.1.0"
