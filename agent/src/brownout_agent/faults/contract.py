@@ -181,7 +181,7 @@ class Fault(ABC, Generic[P]):
         """Bring the fault about, call `hold.ready()`, and hold it. Runs in the holder; returning ends the fault."""
 
     def undo(self, record: Record[P]) -> None:
-        """Undo what the holder's death did not. Idempotent; accepts half-applied. The holder is dead when it is called."""
+        """Undo what the holder's death did not. Idempotent; accepts half-applied. The holder is already dead."""
 
     def residue(self, record: Record[P]) -> list[str]:
         """What of this fault is still there, one line each, read from the kernel. Empty is clean."""
