@@ -1,0 +1,211 @@
+"""The holder: a process that *is* a fault. When it dies, the fault is over, and the kernel sees to its death.
+
+It is started inert, so that the journal can name it before it has done anything::
+
+    injector                              holder
+    spawn ------------------------------> asks the kernel to die with the injector, then waits on stdin
+    journal: holder is (pid, start time)
+    {"parameters", "facts", ...} -------> sets its own timer, applies the fault
+    <------------------------ {"ready"}   holds it until killed
+
+Two things end it without any of our code: PR_SET_PDEATHSIG (the injector died) and ITIMER_REAL (time is up).
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from brownout_agent.faults.contract import Facts, Hold, Json, Refusal
+from brownout_agent.kernel import limits
+from brownout_agent.kernel.processes import ProcessKey, is_alive, key_of, send_signal
+
+KERNEL_MARGIN_S = 0.5
+"""The kernel's timer fires this much after the injector's, so that the orderly way is the usual one."""
+READY_TIMEOUT_S = 20.0
+_STDERR_KEPT = 2_000
+
+
+class HolderFailed(Exception):
+    """The holder ended before the fault was in effect; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The fault is in effect: what `apply` reported, and every process that the holder made."""
+
+    facts: Facts
+    children: tuple[ProcessKey, ...]
+
+
+class Holder:
+    """The injector's end of one holder process."""
+
+    def __init__(self, process: asyncio.subprocess.Process, key: ProcessKey) -> None:
+        self._process = process
+        self._children: tuple[ProcessKey, ...] = ()
+        self.key = key
+
+    @classmethod
+    async def spawn(cls, kind: str, fault_id: str) -> "Holder":
+        """Start an inert holder. Call it from the main thread: the kernel ties its life to the calling thread.
+
+        Raises:
+            HolderFailed: it could not be started.
+        """
+        argv = [sys.executable, "-I", "-m", __name__, kind, fault_id, str(os.getpid())]
+        pipe = asyncio.subprocess.PIPE
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+            )
+        except OSError as error:
+            raise HolderFailed(f"cannot start {argv}: {error}") from error
+        key = key_of(process.pid)
+        if key is None:
+            raise HolderFailed(f"{argv} ended at once: {await _last_words(process)}")
+        return cls(process, key)
+
+    async def go(self, parameters: dict[str, Any], facts: Facts, duration_s: float) -> Ready:
+        """Have the fault applied; returns when it is in effect.
+
+        Raises:
+            HolderFailed: it is not in effect, and the holder is dead.
+        """
+        order = {"parameters": parameters, "facts": facts, "duration_s": duration_s}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
+            await self._process.stdin.drain()
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                line = await self._process.stdout.readline()
+        except (BrokenPipeError, ConnectionResetError):
+            line = b""
+        except TimeoutError:
+            await self.end()
+            raise HolderFailed(f"the fault was not in effect after {READY_TIMEOUT_S:g} s") from None
+        if not line:
+            await self.end()
+            raise HolderFailed(await _last_words(self._process))
+        ready = json.loads(line)
+        self._children = tuple(ProcessKey.from_json(pair) for pair in ready["children"])
+        return Ready(ready["facts"], self._children)
+
+    @property
+    def keys(self) -> tuple[ProcessKey, ...]:
+        """The holder and all that it made."""
+        return (self.key, *self._children)
+
+    async def died(self) -> str:
+        """Wait until the holder is dead; returns how, with its last words."""
+        await self._process.wait()
+        return await _last_words(self._process)
+
+    async def end(self) -> None:
+        """Kill the holder and what it made, and wait until they are gone."""
+        for key in self.keys:
+            send_signal(key, signal.SIGKILL)
+        await self._process.wait()
+        while any(is_alive(key) for key in self._children):
+            await asyncio.sleep(0.002)  # orphans of the holder: not our children, so nothing can be awaited
+
+
+async def _last_words(process: asyncio.subprocess.Process) -> str:
+    assert process.stderr is not None
+    words = (await process.stderr.read()).decode(errors="replace").strip()[-_STDERR_KEPT:]
+    code = await process.wait()
+    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return f"{words} ({how})" if words else f"the holder ended with {how}"
+
+
+def end_by_key(keys: Iterable[ProcessKey], timeout_s: float = 5.0) -> list[ProcessKey]:
+    """Kill holders of a dead injector, as a journal names them; returns those that still live after `timeout_s`."""
+    keys = tuple(keys)
+    for key in keys:
+        send_signal(key, signal.SIGKILL)
+    deadline = time.monotonic() + timeout_s
+    while (left := [key for key in keys if is_alive(key)]) and time.monotonic() < deadline:
+        time.sleep(0.002)  # somebody else's children: nothing can be awaited but /proc
+    return left
+
+
+# ---- inside the holder process ----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Hold(Hold):
+    fault_id: str
+    duration_s: float
+    _started_s: float = field(default_factory=time.monotonic)
+    _children: list[ProcessKey] = field(default_factory=list)
+    _is_ready: bool = False
+
+    def ready(self, **facts: Json) -> None:
+        if self._is_ready:
+            raise RuntimeError("ready() was called twice")
+        self._is_ready = True
+        line = {"facts": facts, "children": [key.as_json() for key in self._children]}
+        os.write(1, json.dumps(line).encode() + b"\n")
+
+    def wait(self) -> NoReturn:
+        if self._children:
+            pid, status = os.wait()
+            raise SystemExit(f"worker {pid} ended early with status {os.waitstatus_to_exitcode(status)}")
+        while True:
+            signal.pause()
+
+    def fork(self, work: Callable[[], None]) -> ProcessKey:
+        holder_pid = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _live_as_worker(work, holder_pid, self.duration_s - (time.monotonic() - self._started_s))
+        key = key_of(pid)
+        assert key is not None, "an unreaped child has an entry in /proc"
+        self._children.append(key)
+        return key
+
+
+def _live_as_worker(work: Callable[[], None], holder_pid: int, seconds_left: float) -> NoReturn:
+    code = 1
+    try:
+        limits.die_with_parent(holder_pid)
+        limits.die_after(max(seconds_left, 0.001) + KERNEL_MARGIN_S)
+        work()
+        code = 0
+    except Refusal as refusal:
+        os.write(2, f"{refusal.reason}\n".encode())
+    except OSError as error:
+        os.write(2, f"{error}\n".encode())
+    finally:
+        os._exit(code)
+
+
+def main() -> None:
+    """`python -m brownout_agent.injector.holder KIND FAULT_ID INJECTOR_PID`; never run by hand."""
+    kind, fault_id, injector_pid = sys.argv[1:4]
+    limits.die_with_parent(int(injector_pid))
+    line = sys.stdin.readline()
+    if not line:
+        raise SystemExit("the injector closed the pipe before it gave an order")
+    order = json.loads(line)
+    limits.die_after(order["duration_s"] + KERNEL_MARGIN_S)
+    limits.be_first_victim_of_oom()
+    # Imported this late so that an order which never comes costs nothing.
+    from brownout_agent.faults import catalogue  # noqa: PLC0415
+
+    fault = catalogue()[kind]
+    parameters = fault.Parameters.model_validate(order["parameters"])
+    try:
+        fault.apply(parameters, order["facts"], _Hold(fault_id, order["duration_s"]))
+    except Refusal as refusal:
+        raise SystemExit(refusal.reason) from refusal
+
+
+if __name__ == "__main__":
+    main()
