@@ -23,11 +23,12 @@ from typing import Any, NoReturn
 
 from brownout_agent.faults.contract import Facts, Hold, Json, Refusal
 from brownout_agent.kernel import limits
-from brownout_agent.kernel.processes import ProcessKey, is_alive, key_of, send_signal
+from brownout_agent.kernel.processes import ProcessKey, key_of, send_signal, wait_dead
 
 KERNEL_MARGIN_S = 0.5
 """The kernel's timer fires this much after the injector's, so that the orderly way is the usual one."""
 READY_TIMEOUT_S = 20.0
+END_TIMEOUT_S = 5.0
 _STDERR_KEPT = 2_000
 
 
@@ -107,13 +108,12 @@ class Holder:
         await self._process.wait()
         return await _last_words(self._process)
 
-    async def end(self) -> None:
-        """Kill the holder and what it made, and wait until they are gone."""
-        for key in self.keys:
-            send_signal(key, signal.SIGKILL)
-        await self._process.wait()
-        while any(is_alive(key) for key in self._children):
-            await asyncio.sleep(0.002)  # orphans of the holder: not our children, so nothing can be awaited
+    async def end(self) -> list[ProcessKey]:
+        """Kill the holder and what it made; returns what still lives after END_TIMEOUT_S, which should be nothing."""
+        left = await asyncio.to_thread(end_by_key, self.keys)
+        if self.key not in left:
+            await self._process.wait()
+        return left
 
 
 async def _last_words(process: asyncio.subprocess.Process) -> str:
@@ -124,15 +124,12 @@ async def _last_words(process: asyncio.subprocess.Process) -> str:
     return f"{words} ({how})" if words else f"the holder ended with {how}"
 
 
-def end_by_key(keys: Iterable[ProcessKey], timeout_s: float = 5.0) -> list[ProcessKey]:
-    """Kill holders of a dead injector, as a journal names them; returns those that still live after `timeout_s`."""
+def end_by_key(keys: Iterable[ProcessKey]) -> list[ProcessKey]:
+    """Kill holders as a journal names them; returns those that still live after END_TIMEOUT_S."""
     keys = tuple(keys)
     for key in keys:
         send_signal(key, signal.SIGKILL)
-    deadline = time.monotonic() + timeout_s
-    while (left := [key for key in keys if is_alive(key)]) and time.monotonic() < deadline:
-        time.sleep(0.002)  # somebody else's children: nothing can be awaited but /proc
-    return left
+    return wait_dead(keys, END_TIMEOUT_S)
 
 
 # ---- inside the holder process ----------------------------------------------------------------------------------

@@ -1,7 +1,10 @@
 """Processes by pid *and* start time, since the kernel gives a pid to somebody else as soon as it is free."""
 
 import os
+import select
 import signal
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +85,25 @@ def send_signal(key: ProcessKey, number: signal.Signals) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+def wait_dead(keys: Iterable[ProcessKey], timeout_s: float) -> list[ProcessKey]:
+    """Wait until these processes are dead, whoever's children they are; returns those that outlive the time."""
+    deadline = time.monotonic() + timeout_s
+    left = []
+    for key in keys:
+        try:
+            descriptor = os.pidfd_open(key.pid)
+        except ProcessLookupError:
+            continue
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        if is_alive(key):
+            poller.poll(max(0.0, deadline - time.monotonic()) * 1_000)
+        os.close(descriptor)
+        if is_alive(key):
+            left.append(key)
+    return left
 
 
 def all_pids() -> list[int]:

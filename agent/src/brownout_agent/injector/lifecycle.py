@@ -1,0 +1,164 @@
+"""The life of one fault on one host, as a pure state machine: an event in, the next state and instructions out.
+
+No clock, no process, no file. The supervisor carries the instructions out and feeds back what came of them::
+
+    new ──Accepted──▶ recorded ──Spawned──▶ held ──Applied──▶ active
+                         │ Failed             │ Failed, End      │ HolderDied, End
+                         └──────────▶ undoing ◀──────────────────┘
+                                         │ Undone(residue=())      ──▶ clean
+                                         └ Undone(residue=(…))     ──▶ residue ──Retry──▶ undoing
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from brownout_agent.injector.journal import Mark
+from brownout_agent.kernel.processes import ProcessKey
+
+
+class Cause(StrEnum):
+    """Why a fault ends. The names are those of EndCause on the wire."""
+
+    DURATION = "DURATION"
+    STOPPED = "STOPPED"
+    LEASE_LOST = "LEASE_LOST"
+    APPLY_FAILED = "APPLY_FAILED"
+    HOLDER_DIED = "HOLDER_DIED"
+    REAPED = "REAPED"
+    SHUTDOWN = "SHUTDOWN"
+
+
+# ---- events -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The order passed every check."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """An inert holder stands ready."""
+
+    holder: ProcessKey
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The fault is in effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The holder could not be started, or could not bring the fault about."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HolderDied:
+    """The holder died though nobody of ours killed it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The fault is to end now."""
+
+    cause: Cause
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Undone:
+    """Undo has run and the kernel was looked at."""
+
+    residue: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Time to try again what left residue."""
+
+
+Event = Accepted | Spawned | Applied | Failed | HolderDied | End | Undone | Retry
+
+
+# ---- instructions, in the order in which they must be carried out ------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Make the record durable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Start an inert holder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Go:
+    """Have the holder apply the fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartMeasuring:
+    """Make the meter and take the first reading."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Put the mark into the journal."""
+
+    mark: Mark
+    cause: str = ""
+    holder: ProcessKey | None = None
+    residue: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """Take a last reading, kill the holder, undo the rest, and look at the kernel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Tell whoever listens."""
+
+    message: str = ""
+
+
+Instruction = Record | Spawn | Go | StartMeasuring | Note | Undo | Report
+
+_NOTHING: tuple[Instruction, ...] = ()
+
+
+def step(state: Mark | None, event: Event) -> tuple[Mark | None, tuple[Instruction, ...]]:
+    """The next state and what to do now. `None` is the state before anything. Late events change nothing."""
+    match state, event:
+        case None, Accepted():
+            return Mark.RECORDED, (Record(), Report(), Spawn())
+        case Mark.RECORDED, Spawned(holder):
+            return Mark.HELD, (Note(Mark.HELD, holder=holder), Go())
+        case Mark.HELD, Applied():
+            return Mark.ACTIVE, (Note(Mark.ACTIVE), StartMeasuring(), Report())
+        case ((Mark.RECORDED | Mark.HELD), Failed(reason)):
+            return _undo(Cause.APPLY_FAILED, reason)
+        case Mark.ACTIVE, HolderDied(reason):
+            return _undo(Cause.HOLDER_DIED, reason)
+        case ((Mark.RECORDED | Mark.HELD | Mark.ACTIVE), End(cause, reason)):
+            return _undo(cause, reason)
+        case Mark.UNDOING, Undone(residue=()):
+            return Mark.CLEAN, (Note(Mark.CLEAN), Report())
+        case Mark.UNDOING, Undone(residue=residue):
+            return Mark.RESIDUE, (Note(Mark.RESIDUE, residue=residue), Report("; ".join(residue)))
+        case Mark.RESIDUE, Retry():
+            return Mark.UNDOING, (Undo(),)
+        case _:
+            return state, _NOTHING
+
+
+def _undo(cause: Cause, reason: str) -> tuple[Mark, tuple[Instruction, ...]]:
+    return Mark.UNDOING, (Note(Mark.UNDOING, cause=cause), Report(reason), Undo())

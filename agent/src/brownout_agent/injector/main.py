@@ -1,0 +1,141 @@
+"""`brownout-injector`: serve, reap, doctor. Runs as root, opens no network socket."""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import pwd
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from brownout_agent import __version__
+from brownout_agent.faults.contract import Host
+from brownout_agent.injector import policy as policies
+from brownout_agent.injector.journal import Journal, JournalError
+from brownout_agent.injector.policy import Policy
+from brownout_agent.injector.reaper import Watchdog, reap, watch
+from brownout_agent.injector.server import Door, capabilities
+from brownout_agent.injector.supervisor import Supervisor
+from brownout_agent.kernel.processes import ProcessKey
+
+DEFAULT_SOCKET = Path("/run/brownout/injector.sock")
+DEFAULT_STATE = Path("/var/lib/brownout/injector")
+DEFAULT_POLICY = Path("/etc/brownout/policy.yaml")
+EXIT_NOT_CLEAN = 13
+
+log = logging.getLogger("brownout-injector")
+
+
+async def serve(socket: Path, state: Path, policy: Policy, agent_uid: int) -> int:
+    """Reap what an earlier life left, then serve until SIGTERM; undo everything before the end."""
+    journal = Journal(state)
+    for fault_id, residue in reap(journal).residue.items():
+        log.error("%s left residue: %s", fault_id, "; ".join(residue))
+    if policy.file is None:
+        log.error("refusing every fault: %s", policy.why)
+    door = Door(policy, agent_uid)
+    door.supervisor = supervisor = Supervisor(journal, policy, door.tell)
+    watchdog = Watchdog(state, os.getpid())
+    process = await watchdog.start()
+    door.watchdog_pid = watchdog.pid
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    server = await door.open(socket)
+    log.info("serving on %s under %s", socket, policy.why)
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(supervisor.run()), group.create_task(watchdog.keep(process))]
+        await stop.wait()
+        clean = await supervisor.shut_down()
+        for task in tasks:
+            task.cancel()
+    server.close()
+    socket.unlink(missing_ok=True)
+    journal.close()
+    return 0 if clean else EXIT_NOT_CLEAN
+
+
+def _serve(options: argparse.Namespace) -> int:
+    uid = pwd.getpwnam(options.agent_user).pw_uid if options.agent_user else os.geteuid()
+    policy = policies.EMBEDDED if options.embedded else policies.load(options.policy)
+    return asyncio.run(serve(options.socket, options.state_dir, policy, uid))
+
+
+def _reap(options: argparse.Namespace) -> int:
+    journal = Journal(options.state_dir)
+    reaped = reap(journal)
+    for fault_id in reaped.clean:
+        print(f"clean    {fault_id}")
+    for fault_id, residue in reaped.residue.items():
+        print(f"RESIDUE  {fault_id}: {'; '.join(residue)}")
+    if journal.damaged:
+        print(f"DAMAGED  {options.state_dir}/journal: what could be read is undone; move it away to start anew")
+    return EXIT_NOT_CLEAN if reaped.residue or journal.damaged else 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    return watch(options.state_dir, ProcessKey(options.pid, options.start_ticks))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    found = capabilities(Host())
+    policy = policies.load(options.policy)
+    if options.output == "json":
+        plain = [{"kind": c.kind, "able": c.able, "reason": c.reason, "remedy": c.remedy} for c in found]
+        print(json.dumps({"faults": plain, "policy": policy.why, "policy_refuses_all": policy.file is None}))
+        return 0
+    for capability in found:
+        print(f"{'✓ able   ' if capability.able else '✗ cannot '} {capability.kind:<20} {capability.reason}".rstrip())
+        if capability.remedy:
+            print(f"{'':<31}{capability.remedy}")
+    print(f"policy    {'refuses everything: ' if policy.file is None else ''}{policy.why}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="brownout-injector", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True)
+
+    serving = commands.add_parser("serve", help="take orders from the agent on a unix socket")
+    serving.add_argument("--socket", type=Path, default=DEFAULT_SOCKET)
+    serving.add_argument("--agent-user", help="the user that the agent runs as; default: this one")
+    serving.add_argument("--embedded", action="store_true", help="built-in modest policy of one-machine mode")
+    serving.set_defaults(run=_serve)
+
+    reaping = commands.add_parser("reap", help="undo and verify what a dead injector left; exit 13 if something stays")
+    reaping.set_defaults(run=_reap)
+
+    watching = commands.add_parser("watch", help="wait for the injector's death, then reap (started by serve)")
+    watching.add_argument("--pid", type=int, required=True)
+    watching.add_argument("--start-ticks", type=int, required=True)
+    watching.set_defaults(run=_watch)
+
+    asking = commands.add_parser("doctor", help="what this host can do, and why not")
+    asking.add_argument("-o", "--output", choices=["table", "json"], default="table")
+    asking.set_defaults(run=_doctor)
+
+    for command in (serving, reaping, watching):
+        command.add_argument("--state-dir", type=Path, default=DEFAULT_STATE)
+    for command in (serving, asking):
+        command.add_argument("--policy", type=Path, default=DEFAULT_POLICY)
+    return parser
+
+
+def main() -> None:
+    """Entry point."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
+    options = _parser().parse_args()
+    try:
+        raise SystemExit(options.run(options))
+    except (JournalError, OSError, KeyError) as error:
+        with suppress(BrokenPipeError):
+            print(f"brownout-injector: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main()
