@@ -1,0 +1,55 @@
+# make demo    a shop in network namespaces loses a server: what its health checks and failover do
+# make test    every test        make check  style, types, generated code, the agent's wheel alone
+# make bench   figures beside the yardsticks' (stress-ng, fio)
+# Each sets up what it needs and does nothing twice. All of them leave .venv/bin/brownout behind.
+
+PYTHON ?= python3
+UV := .tools/bin/uv
+BIN := .venv/bin
+LOCK := uv.lock pyproject.toml $(wildcard */pyproject.toml)
+BENCHES = $(sort $(filter-out __init__,$(basename $(notdir $(wildcard tests/bench/*.py)))))
+
+.PHONY: demo test check bench protos install clean
+.DELETE_ON_ERROR:
+
+demo: install
+	@test "$$(id -u)" != 0 || $(PYTHON) tools/packages.py demo
+	@$(BIN)/brownout demo --report-dir demo-report
+
+test: .venv/.development
+	@$(PYTHON) tools/packages.py test
+	@$(BIN)/pytest
+
+check: .venv/.development
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(UV) run --quiet --no-project --isolated --with-requirements protos/generator.txt python protos/generate.py --check
+	@$(BIN)/python tools/agent_alone.py $(UV)
+
+bench: .venv/.development
+	@$(PYTHON) tools/packages.py bench
+	@for bench in $(BENCHES); do $(BIN)/python -m tests.bench.$$bench || exit; done
+
+protos: $(UV)
+	@$(UV) run --quiet --no-project --isolated --with-requirements protos/generator.txt python protos/generate.py
+
+install: .venv/.runtime
+
+clean:
+	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-report
+
+# The lock decides every version. A development set-up serves the demo as well, so neither removes the other's.
+.venv/.runtime: $(LOCK) $(UV)
+	@$(UV) sync --quiet --frozen --no-dev --inexact
+	@touch $@
+
+.venv/.development: $(LOCK) $(UV)
+	@$(UV) sync --quiet --frozen
+	@touch $@ .venv/.runtime
+
+$(UV): tools/uv.txt
+	@$(PYTHON) tools/packages.py setup
+	@$(PYTHON) -m venv .tools
+	@.tools/bin/pip install --quiet --disable-pip-version-check -r tools/uv.txt
+	@touch $@

@@ -1,0 +1,79 @@
+"""Install the distribution's packages that a make target needs and that are missing.
+
+    python3 tools/packages.py setup|demo|test|bench
+
+Runs under any Python 3.8, since it runs before ours is there. As root on Debian or Ubuntu it installs; otherwise it
+says what to type. It starts nothing: a web server or load balancer that comes with a package stays stopped.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+SEARCH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+DEMO = {"ip": "iproute2", "nsenter": "util-linux", "nft": "nftables", "haproxy": "haproxy", "nginx": "nginx"}
+TEST = {**DEMO, "chromium": "chromium", "curl": "curl"}
+BENCH = {**TEST, "stress-ng": "stress-ng", "fio": "fio"}
+PROGRAMS = {"setup": {}, "demo": DEMO, "test": TEST, "bench": BENCH}
+"""Program -> package that brings it, by make target."""
+DAEMONS = ("haproxy", "nginx")
+POLICY = Path("/usr/sbin/policy-rc.d")
+
+
+def missing(target):
+    """Packages whose program is not there."""
+    packages = [package for program, package in PROGRAMS[target].items() if not shutil.which(program, path=SEARCH)]
+    if find_spec("ensurepip") is None:
+        packages.append("python3-venv")
+    return sorted(packages)
+
+
+@contextmanager
+def daemons_stay_stopped():
+    """Have dpkg start no service meanwhile (policy-rc.d, Debian's init-system-helpers), unless a policy is set."""
+    if POLICY.exists():
+        yield
+        return
+    POLICY.write_text("#!/bin/sh\nexit 101\n")
+    POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        POLICY.unlink()
+
+
+def install(packages):
+    """apt-get them, quietly; raises CalledProcessError when it fails."""
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    command = ["apt-get", "install", "--yes", "-qq", "--no-install-recommends", *packages]
+    sys.stderr.write(f"Installing {', '.join(packages)}\n")
+    subprocess.run(["apt-get", "update", "-qq"], env=environment, check=True, stdout=sys.stderr)
+    with daemons_stay_stopped():
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    for daemon in set(DAEMONS) & set(packages):
+        with suppress(FileNotFoundError):  # without systemd there is nothing to disable
+            subprocess.run(["systemctl", "disable", "--quiet", daemon], check=False, stderr=subprocess.DEVNULL)
+
+
+def main():
+    target = sys.argv[1]
+    packages = missing(target)
+    if not packages:
+        return
+    command = f"apt-get install {' '.join(packages)}"
+    if not shutil.which("apt-get"):
+        raise SystemExit(f"make {target} needs programs from these Debian packages: {' '.join(packages)}")
+    if os.geteuid() != 0:
+        raise SystemExit(f"make {target} needs packages that only root can install. Type: sudo {command}")
+    try:
+        install(packages)
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"{' '.join(error.cmd)} failed; its message stands above. To see more: {command}") from None
+
+
+if __name__ == "__main__":
+    main()
