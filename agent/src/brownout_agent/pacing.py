@@ -1,20 +1,27 @@
-"""Due times on an absolute schedule: a late loop skips and says so, it never drifts and never bursts."""
+"""Due times on an absolute schedule: a late loop skips and says so; it never drifts and never bursts."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 
-async def due_times(every_s: float) -> AsyncIterator[int]:
-    """Wake at start, start + `every_s`, start + 2 * `every_s` ... and yield how many due times were skipped before.
+class Pace:
+    """Due times at start, start + `every_s`, start + 2 * `every_s` ..., where start is the first call of `next_due`."""
 
-    The schedule is fixed at the first due time, so lateness never adds up. When the loop or the body is late by a
-    whole interval or more, the due times that went by are skipped: each is used at most once.
-    """
-    loop = asyncio.get_running_loop()
-    start = loop.time()
-    due = 0
-    while True:
-        await asyncio.sleep(start + due * every_s - loop.time())
-        latest = max(due, int((loop.time() - start) / every_s))
-        yield latest - due
-        due = latest + 1
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._start_s: float | None = None
+        self._due = 0
+
+    async def next_due(self) -> int:
+        """Wait for the next due time; return how many were skipped before it because the caller or the loop was late.
+
+        Each due time is used at most once, and lateness never adds up. Being late by less than a whole interval
+        skips nothing.
+        """
+        loop = asyncio.get_running_loop()
+        if self._start_s is None:
+            self._start_s = loop.time()
+        await asyncio.sleep(self._start_s + self._due * self._every_s - loop.time())
+        latest = max(self._due, int((loop.time() - self._start_s) / self._every_s))
+        skipped = latest - self._due
+        self._due = latest + 1
+        return skipped

@@ -14,7 +14,7 @@ from typing import ClassVar
 from brownout_agent.dialing import check_timeout, dial, parse_address
 from brownout_agent.kernel.clock import boottime_ns
 from brownout_agent.observe import Change
-from brownout_agent.pacing import due_times
+from brownout_agent.pacing import Pace
 
 UNREADABLE = "unreadable"
 """The backend's state while its HAProxy gives no answer: silence is never read as health."""
@@ -58,7 +58,9 @@ class HaproxyWatcher:
             ValueError: at the first look, it is not HAProxy or has no such backend.
         """
         view = View()
-        async for _ in due_times(every_s):
+        pace = Pace(every_s)
+        while True:
+            await pace.next_due()
             asked_ns = boottime_ns()
             try:
                 states = await self._look()
