@@ -1,0 +1,58 @@
+"""Joining a fleet: token and pin against an identity. Retries until the controller is there."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+import grpc
+from brownout_protos.v1 import fleet_pb2, fleet_pb2_grpc
+
+from brownout_agent.agent.identity import Identity, JoinError, Membership, fetch_authority, new_request, save
+from brownout_agent.agent.session import CHANNEL_OPTIONS
+
+RETRY_EVERY_S = 0.5
+_ENROL_TIMEOUT_S = 10.0
+
+log = logging.getLogger(__name__)
+
+
+async def join(folder: Path, membership: Membership, token: str, pin: str, wait_s: float) -> Identity:
+    """Enrol and keep the identity in `folder`, trying for `wait_s` seconds while nobody answers.
+
+    Raises:
+        JoinError: refused, or nobody answered in time.
+    """
+    host, _, _ = membership.controller.rpartition(":")
+    deadline = asyncio.get_running_loop().time() + wait_s
+    while True:
+        try:
+            authority = await asyncio.to_thread(fetch_authority, host.strip("[]"), membership.enrol_port, pin)
+            return await _enrol(folder, membership, token, authority)
+        except OSError as error:
+            if asyncio.get_running_loop().time() > deadline:
+                where = f"{host}:{membership.enrol_port}"
+                raise JoinError(f"no controller answered on {where} within {wait_s:g} s: {error}") from error
+        await asyncio.sleep(RETRY_EVERY_S)
+
+
+async def _enrol(folder: Path, membership: Membership, token: str, authority: bytes) -> Identity:
+    host, _, _ = membership.controller.rpartition(":")
+    key_pem, request_pem = new_request()
+    credentials = grpc.ssl_channel_credentials(authority)
+    target = f"{host}:{membership.enrol_port}"
+    async with grpc.aio.secure_channel(target, credentials, options=CHANNEL_OPTIONS) as channel:
+        stub: fleet_pb2_grpc.FleetAsyncStub = fleet_pb2_grpc.FleetStub(channel)
+        request = fleet_pb2.EnrolRequest(token=token, certificate_request_pem=request_pem)
+        try:
+            answer = await stub.Enrol(request, timeout=_ENROL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
+                raise ConnectionError(error.details()) from error
+            raise JoinError(f"{target} refused: {error.details()}") from error
+    joined = Membership(
+        membership.controller, membership.enrol_port, membership.name, membership.labels, answer.agent_id
+    )
+    identity = Identity(joined, key_pem, answer.certificate_pem, answer.authority_pem)
+    save(folder, identity)
+    log.info("joined as %s (%s)", membership.name, answer.agent_id)
+    return identity
