@@ -1,0 +1,285 @@
+"""disk.io: read from and write to a disk at a steady rate.
+
+One worker for each direction reads or writes one block after the other, round and round in an unnamed file, each block
+at its own absolute due time, past the page cache (O_DIRECT). Where the file system refuses O_DIRECT, writes are
+followed by fdatasync(2) and reads drop their pages first, and the effect says so. The file is filled with random bytes
+beforehand, since holes and zeros never reach a disk.
+"""
+
+import functools
+import itertools
+import mmap
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal, NoReturn, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from brownout_agent.faults.contract import (
+    ABLE,
+    ByteRate,
+    Capability,
+    Effect,
+    Facts,
+    Fault,
+    FaultParameters,
+    Hold,
+    Host,
+    Meter,
+    Record,
+    Refusal,
+    SizeBytes,
+)
+from brownout_agent.kernel.clock import boottime_ns
+from brownout_agent.kernel.disks import (
+    ALIGNMENT_BYTES,
+    IN_MEMORY,
+    ScratchFile,
+    filesystem_of,
+    open_scratch,
+    storage_bytes,
+)
+from brownout_agent.kernel.processes import ProcessKey
+from brownout_agent.quantities import format_size
+
+Direction = Literal["read", "write"]
+
+TOLERANCE = 0.05
+"""A mean rate further from the asked one than this share of it is not proved."""
+_MIB = 2**20
+_FREE_SPACE_KEPT_BYTES = 64 * _MIB
+_BLOCKS_PER_S = 20
+_DEBT_KEPT_S = 0.5
+
+
+class DiskIoParameters(FaultParameters):
+    read: ByteRate | None = Field(default=None, gt=0, description="how fast to read, like 20MiB/s")
+    write: ByteRate | None = Field(default=None, gt=0, description="how fast to write, like 20MiB/s")
+    path: str | None = Field(
+        default=None, description="a folder on the disk that is meant; the agent's scratch folder if left out"
+    )
+    block: SizeBytes | None = Field(
+        default=None,
+        ge=ALIGNMENT_BYTES,
+        le=16 * _MIB,
+        description="bytes a request, in multiples of 4KiB up to 16MiB; for about 20 requests a second if left out",
+    )
+    file_size: SizeBytes = Field(
+        default=64 * _MIB, ge=_MIB, le=64 * 2**30, description="the working set on disk, like 64MiB; at least 1MiB"
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, path: str | None) -> str | None:
+        if path is not None and not path.startswith("/"):
+            raise ValueError(f"`{path}` is not an absolute path; write it like /var/lib/postgresql")
+        return path
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.read is None and self.write is None:
+            raise ValueError("give `read`, `write` or both, like `write: 20MiB/s`")
+        if self.block is not None and self.block % ALIGNMENT_BYTES:
+            raise ValueError(f"`block` is {self.block} bytes and must be a multiple of 4KiB, as direct I/O wants it")
+        if self.block is not None and self.block > self.file_size:
+            raise ValueError("`block` is larger than `file_size`")
+        return self
+
+    def rates(self) -> dict[Direction, int]:
+        """Bytes a second of each direction that was asked for."""
+        rates: dict[Direction, int] = {}
+        if self.read is not None:
+            rates["read"] = self.read
+        if self.write is not None:
+            rates["write"] = self.write
+        return rates
+
+
+class DiskIo(Fault[DiskIoParameters]):
+    kind: ClassVar[str] = "disk.io"
+    summary: ClassVar[str] = "Read from or write to a disk at a steady rate"
+    reverts: ClassVar[str] = "The kernel: its workers die with the injector or by their timers, and the file with them."
+    Parameters = DiskIoParameters
+
+    def detect(self, host: Host) -> Capability:
+        if not Path("/proc/self/io").exists():
+            reason = "/proc/PID/io is missing, so that no rate could be proved"
+            return Capability(False, reason, "use a kernel with CONFIG_TASK_IO_ACCOUNTING, as distributions build it")
+        return ABLE
+
+    def prepare(self, parameters: DiskIoParameters, host: Host) -> Facts:
+        folder = parameters.path or host.scratch
+        if not Path(folder).is_dir():
+            raise Refusal(f"{folder} is not a folder on this host", "name a folder on the disk that is meant by `path`")
+        elsewhere = "name a folder on an ext4, xfs or btrfs disk by `path`"
+        if (kind := filesystem_of(folder)) in IN_MEMORY:
+            raise Refusal(f"{folder} is on {kind}, which is memory and no disk", elsewhere)
+        try:
+            scratch = open_scratch(folder)
+        except OSError as error:
+            raise Refusal(f"{folder} takes no unnamed file (O_TMPFILE): {error.strerror}", elsewhere) from error
+        os.close(scratch.descriptor)
+        space = os.statvfs(folder)
+        free = space.f_bavail * space.f_frsize
+        if free < parameters.file_size + _FREE_SPACE_KEPT_BYTES:
+            raise Refusal(
+                f"{folder} has {format_size(free)} free; a working set of {format_size(parameters.file_size)} needs "
+                f"{format_size(_FREE_SPACE_KEPT_BYTES)} more than itself",
+                "make `file_size` smaller, or name another folder by `path`",
+            )
+        return {"folder": folder, "is_direct": scratch.is_direct}
+
+    def apply(self, parameters: DiskIoParameters, facts: Facts, hold: Hold) -> None:
+        try:
+            file = open_scratch(facts["folder"])
+            _fill(file, parameters.file_size)
+        except OSError as error:
+            raise Refusal(f"cannot fill a working set in {facts['folder']}: {error.strerror}") from error
+        workers = {
+            direction: hold.fork(functools.partial(_work, file, direction, rate_bps, parameters))
+            for direction, rate_bps in parameters.rates().items()
+        }
+        hold.ready(workers={direction: [key.pid, key.start_ticks] for direction, key in workers.items()})
+        hold.wait()
+
+    def measure(self, record: Record[DiskIoParameters], host: Host) -> Meter:
+        workers = {direction: ProcessKey.from_json(pair) for direction, pair in record.facts["workers"].items()}
+        return DiskMeter(record.parameters.rates(), workers, block_bytes(record.parameters), record.facts["is_direct"])
+
+
+def block_bytes(parameters: DiskIoParameters) -> int:
+    """Bytes a request: as asked, or so that the slowest direction makes about 20 a second, 4 KiB to 1 MiB."""
+    if parameters.block is not None:
+        return parameters.block
+    wanted = min(parameters.rates().values()) // _BLOCKS_PER_S // ALIGNMENT_BYTES * ALIGNMENT_BYTES
+    return min(max(wanted, ALIGNMENT_BYTES), _MIB)
+
+
+# ---- inside the workers -----------------------------------------------------------------------------------------
+
+
+def next_due_s(due_s: float, interval_s: float, now_s: float) -> float:
+    """When the next block is due, on the monotonic clock, after one that was due at `due_s` is done at `now_s`.
+
+    Due times are absolute, so that a late block is made up for. A disk that cannot keep up owes half a second at most:
+    what is asked is a rate, and not a backlog worked off in a burst.
+    """
+    return max(due_s + interval_s, now_s - _DEBT_KEPT_S)
+
+
+def _fill(file: ScratchFile, size: int) -> None:
+    buffer = _random_pages(_MIB)
+    for offset in range(0, size, _MIB):
+        os.pwrite(file.descriptor, buffer, offset)
+    os.fdatasync(file.descriptor)
+
+
+def _random_pages(length: int) -> mmap.mmap:
+    """A page-aligned buffer of bytes that no layer below can compress or share."""
+    buffer = mmap.mmap(-1, length)
+    buffer.write(os.urandom(length))
+    return buffer
+
+
+def _work(file: ScratchFile, direction: Direction, rate_bps: int, parameters: DiskIoParameters) -> NoReturn:
+    transfer = _read if direction == "read" else _write
+    block = block_bytes(parameters)
+    buffer = _random_pages(block)
+    due_s = time.monotonic()
+    for offset in itertools.cycle(range(0, parameters.file_size - block + 1, block)):
+        transfer(file, buffer, offset)
+        now_s = time.monotonic()
+        due_s = next_due_s(due_s, block / rate_bps, now_s)
+        time.sleep(max(due_s - now_s, 0.0))
+    raise AssertionError("a cycle over at least one offset has no end")
+
+
+def _read(file: ScratchFile, buffer: mmap.mmap, offset: int) -> None:
+    if not file.is_direct:
+        os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead: it would read more than asked
+        os.posix_fadvise(file.descriptor, offset, len(buffer), os.POSIX_FADV_DONTNEED)
+    os.preadv(file.descriptor, [buffer], offset)
+
+
+def _write(file: ScratchFile, buffer: mmap.mmap, offset: int) -> None:
+    os.pwrite(file.descriptor, buffer, offset)
+    if not file.is_direct:
+        os.fdatasync(file.descriptor)
+
+
+# ---- the meter --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What each direction's worker has moved to or from storage so far, at one moment."""
+
+    at_ns: int
+    moved_bytes: dict[Direction, int]
+
+    def rates_since(self, earlier: "Reading") -> dict[Direction, float]:
+        """Bytes a second of each direction in between."""
+        seconds = max(self.at_ns - earlier.at_ns, 1) / 1e9
+        return {way: (moved - earlier.moved_bytes[way]) / seconds for way, moved in self.moved_bytes.items()}
+
+
+@dataclass(slots=True)
+class DiskMeter(Meter):
+    """Rates at the storage layer, from /proc/PID/io of the workers, read from outside of them."""
+
+    asked_bps: dict[Direction, int]
+    workers: dict[Direction, ProcessKey]
+    block: int
+    is_direct: bool
+    _readings: list[Reading] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.sample()
+
+    def sample(self) -> None:
+        moved: dict[Direction, int] = {}
+        for way, worker in self.workers.items():
+            counted = storage_bytes(worker)
+            if counted is None:
+                return  # a worker that died takes its counters along; what was read before stands
+            moved[way] = counted.read if way == "read" else counted.write
+        self._readings.append(Reading(boottime_ns(), moved))
+
+    def effect(self) -> Effect:
+        asked = float(sum(self.asked_bps.values()))
+        if len(self._readings) < 2:
+            return Effect(asked, None, "bytes/s", False, "The fault ended before its rate could be measured.")
+        first, last = self._readings[0], self._readings[-1]
+        rates = last.rates_since(first)
+        seconds = (last.at_ns - first.at_ns) / 1e9
+        windows = [
+            sum(now.rates_since(before).values())
+            for before, now in zip(self._readings, self._readings[1:], strict=False)
+        ]
+        reasons = [reason for way in rates if (reason := self._why_not(way, rates[way], seconds))]
+        said = " and ".join(
+            f"{way} {format_size(rate)}/s of {format_size(self.asked_bps[way])}/s" for way, rate in rates.items()
+        )
+        how = "past the page cache" if self.is_direct else "through the page cache, synced, for want of O_DIRECT"
+        explanation = f"At the storage layer (/proc/PID/io), over {seconds:.1f} s: {said}, {how}."
+        return Effect(
+            asked=asked,
+            achieved=sum(rates.values()),
+            unit="bytes/s",
+            proved=not reasons,
+            explanation=" ".join([explanation, *reasons]),
+            samples=len(windows),
+            lowest=min(windows),
+            highest=max(windows),
+        )
+
+    def _why_not(self, way: Direction, rate_bps: float, seconds: float) -> str:
+        asked_bps = self.asked_bps[way]
+        one_block_bps = self.block / seconds  # the first or the last block may fall on either side of a reading
+        if abs(rate_bps - asked_bps) <= TOLERANCE * asked_bps + one_block_bps:
+            return ""
+        if rate_bps > asked_bps:
+            return f"The {way} rate is above what was asked."
+        return f"The disk did not keep up with the {way} rate, one request at a time."
