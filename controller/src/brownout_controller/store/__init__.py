@@ -1,0 +1,1 @@
+"""What outlives the controller's process: runs, hosts that enrolled, tokens, the owner epoch."""

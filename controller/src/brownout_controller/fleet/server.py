@@ -1,0 +1,179 @@
+"""`Fleet` on gRPC: two ports, since only enrolment may come without a certificate.
+
+An RPC handler here owns no fault and no run: it moves messages between a stream and a `HostState`.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from brownout_protos.v1 import fleet_pb2, fleet_pb2_grpc
+
+from brownout_controller import __version__
+from brownout_controller.fleet import sessions
+from brownout_controller.fleet.authority import Authority, RequestRefused
+from brownout_controller.fleet.sessions import LEASE_MS, RENEW_EVERY_MS, Arrival, Fleet, HostState
+from brownout_controller.store.store import Store, TokenRefused
+
+SERVER_OPTIONS = (
+    ("grpc.keepalive_time_ms", 1_000),
+    ("grpc.keepalive_timeout_ms", 1_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 500),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", 256 * 1024),
+    ("grpc.absolute_max_metadata_size", 8 * 1024),
+    ("grpc.max_concurrent_streams", 4),
+    ("grpc.server_handshake_timeout_ms", 5_000),
+)
+_STOP_GRACE_S = 1.0
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class FleetService(fleet_pb2_grpc.FleetServicer):
+    """The three calls. Identity comes from the TLS peer and from nowhere else."""
+
+    def __init__(self, fleet: Fleet, authority: Authority, store: Store, epoch: int) -> None:
+        self._fleet = fleet
+        self._authority = authority
+        self._store = store
+        self._epoch = epoch
+
+    async def Enrol(self, request: fleet_pb2.EnrolRequest, context: Context) -> fleet_pb2.Certificate:  # noqa: N802
+        """Swap a join token for a certificate."""
+        try:
+            # The request is checked first, so that a bad one does not cost the token.
+            self._authority.agent_certificate(request.certificate_request_pem, "check")
+            agent_id = self._store.redeem(request.token)
+        except RequestRefused as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except TokenRefused as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        return self._certificate(request.certificate_request_pem, agent_id)
+
+    async def Renew(self, request: fleet_pb2.RenewRequest, context: Context) -> fleet_pb2.Certificate:  # noqa: N802
+        """A certificate for a fresh key of the same agent."""
+        agent_id = await self._identify(context)
+        try:
+            return self._certificate(request.certificate_request_pem, agent_id)
+        except RequestRefused as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+    async def Session(  # noqa: N802
+        self, request_iterator: AsyncIterator[fleet_pb2.AgentMessage], context: Context
+    ) -> AsyncIterator[fleet_pb2.ControllerMessage]:
+        """One agent's stream."""
+        agent_id = await self._identify(context)
+        first = await anext(request_iterator, None)
+        if first is None or first.WhichOneof("body") != "hello":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be Hello")
+        assert first is not None
+        host = await self._admit(agent_id, first.hello, context)
+        session = host.session = sessions.Session()
+        self._store.saw(agent_id, host.name)
+        yield fleet_pb2.ControllerMessage(welcome=self._welcome())
+        reading = asyncio.create_task(self._read(host, session, request_iterator))
+        tending = asyncio.create_task(session.tend(self._epoch))
+        self._fleet.arrive(Arrival(host, time.monotonic_ns(), up=True))
+        try:
+            while not reading.done():
+                taking = asyncio.create_task(session.take())
+                await asyncio.wait({taking, reading}, return_when=asyncio.FIRST_COMPLETED)
+                if not taking.done():
+                    taking.cancel()
+                    break
+                yield taking.result()
+        finally:
+            reading.cancel()
+            tending.cancel()
+            if host.session is session:
+                host.session = None
+                self._fleet.arrive(Arrival(host, time.monotonic_ns(), lost=True))
+
+    async def _read(
+        self, host: HostState, session: sessions.Session, messages: AsyncIterator[fleet_pb2.AgentMessage]
+    ) -> None:
+        async for message in messages:
+            now_ns = time.monotonic_ns()
+            exchange = session.clock_answer(message.clock, now_ns) if message.HasField("clock") else None
+            if exchange is not None:
+                host.clock.add(exchange)
+            self._fleet.arrive(Arrival(host, now_ns, message=message))
+
+    async def _identify(self, context: Context) -> str:
+        pem = next(iter(context.auth_context().get("x509_pem_cert") or ()), None)
+        agent_id = self._authority.agent_id_of(pem) if pem else None
+        if agent_id is None or not self._store.is_enrolled(agent_id):
+            await context.abort(
+                grpc.StatusCode.PERMISSION_DENIED, "no certificate of an agent that was enrolled here; join again"
+            )
+        assert agent_id is not None
+        return agent_id
+
+    async def _admit(self, agent_id: str, hello: fleet_pb2.Hello, context: Context) -> HostState:
+        if hello.version != __version__:
+            reason = f"agent {hello.version or 'without version'} and controller {__version__} differ; upgrade"
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
+        labels = {**hello.labels, "host": hello.host}
+        known = self._fleet.hosts.get(hello.host)
+        if known is not None and known.agent_id != agent_id and known.connected:
+            reason = f"another agent is connected as `{hello.host}`; give each host its own --name"
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, reason)
+        if known is None or known.agent_id != agent_id:
+            known = self._fleet.hosts[hello.host] = HostState(agent_id, hello.host, labels, hello)
+        known.labels, known.hello = labels, hello
+        return known
+
+    def _certificate(self, request_pem: bytes, agent_id: str) -> fleet_pb2.Certificate:
+        return fleet_pb2.Certificate(
+            certificate_pem=self._authority.agent_certificate(request_pem, agent_id),
+            authority_pem=self._authority.certificate_pem,
+            agent_id=agent_id,
+        )
+
+    def _welcome(self) -> fleet_pb2.Welcome:
+        return fleet_pb2.Welcome(
+            controller_version=__version__,
+            cluster=self._authority.cluster,
+            epoch=self._epoch,
+            lease_ms=LEASE_MS,
+            renew_every_ms=RENEW_EVERY_MS,
+        )
+
+
+class FleetServer:
+    """The listening side of a controller."""
+
+    def __init__(self, service: FleetService, authority: Authority) -> None:
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        fleet_pb2_grpc.add_FleetServicer_to_server(service, self._server)
+        pair = authority.server_pair()
+        keys = [(pair.key_pem, pair.certificate_pem)]
+        self._mutual = grpc.ssl_server_credentials(keys, authority.certificate_pem, require_client_auth=True)
+        self._enrolment = grpc.ssl_server_credentials(keys)
+
+    async def start(self, host: str, port: int) -> tuple[int, int]:
+        """Listen on `port` for agents and on the next one for enrolment; 0 picks two free ones. Returns both.
+
+        Raises:
+            OSError: an address cannot be bound.
+        """
+        try:
+            fleet_port = self._server.add_secure_port(f"{host}:{port}", self._mutual)
+            enrol_port = self._server.add_secure_port(f"{host}:{port + 1 if port else 0}", self._enrolment)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {host}:{port} and {port + 1}: {error}") from error
+        await self._server.start()
+        return fleet_port, enrol_port
+
+    async def stop(self) -> None:
+        """Stop listening and end every stream."""
+        await self._server.stop(_STOP_GRACE_S)

@@ -1,0 +1,157 @@
+"""One agent as the controller sees it, and all of them together.
+
+A session is a stream that may end at any time; a `HostState` stays. What a host says is passed on as an `Arrival` to
+whoever listens: a run's engine, a command that waits for hosts.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from brownout_protos.v1 import fault_pb2, fleet_pb2
+
+from brownout_controller.fleet.clocks import ClockEstimate, Exchange, measure
+
+LEASE_MS = 10_000
+RENEW_EVERY_MS = 2_000
+_CLOCK_BURST = 8
+_CLOCK_BURST_GAP_S = 0.03
+_CLOCK_EVERY_S = 2.0
+_OUTGOING_MAX = 10_000
+
+
+@dataclass(slots=True)
+class HostState:
+    """A host of the fleet, connected or not."""
+
+    agent_id: str
+    name: str
+    labels: dict[str, str]
+    hello: fleet_pb2.Hello
+    clock: ClockEstimate = field(default_factory=ClockEstimate)
+    session: "Session | None" = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether a stream stands now."""
+        return self.session is not None
+
+    @property
+    def able(self) -> dict[str, fault_pb2.Capability]:
+        """What the host said it can do, by kind of fault."""
+        return {capability.kind: capability for capability in self.hello.capabilities}
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """Something that a host said or did. `at_ns` is our monotonic clock; exactly one of the rest is set."""
+
+    host: HostState
+    at_ns: int
+    up: bool = False
+    lost: bool = False
+    message: fleet_pb2.AgentMessage | None = None
+
+
+class Session:
+    """One stream. Everything sent goes through one queue, for a stream has one writer."""
+
+    def __init__(self) -> None:
+        self._queue: deque[fleet_pb2.ControllerMessage] = deque()
+        self._filled = asyncio.Event()
+        self._asked: dict[int, int] = {}
+        self._number = 0
+
+    def send(self, message: fleet_pb2.ControllerMessage) -> None:
+        """Queue a message; a stop goes before everything else.
+
+        Raises:
+            BufferError: the agent reads nothing and the queue is full.
+        """
+        if message.WhichOneof("body") == "stop":
+            self._queue.appendleft(message)
+        elif len(self._queue) < _OUTGOING_MAX:
+            self._queue.append(message)
+        else:
+            raise BufferError("the agent does not read")
+        self._filled.set()
+
+    async def take(self) -> fleet_pb2.ControllerMessage:
+        """The next message to write. A clock question is stamped as late as can be."""
+        while not self._queue:
+            self._filled.clear()
+            await self._filled.wait()
+        message = self._queue.popleft()
+        if message.WhichOneof("body") == "clock":
+            self._asked[message.clock.number] = time.monotonic_ns()
+        return message
+
+    def ask_clock(self) -> None:
+        """Ask the agent for its clock."""
+        self._number += 1
+        self.send(fleet_pb2.ControllerMessage(clock=fleet_pb2.ClockAsk(number=self._number)))
+
+    def clock_answer(self, reply: fleet_pb2.ClockReply, now_ns: int) -> Exchange | None:
+        """What an answer says of the agent's clock; None for an answer to nothing that we asked."""
+        asked_ns = self._asked.pop(reply.number, None)
+        if asked_ns is None:
+            return None
+        return measure(asked_ns, reply.received_boottime_ns, reply.sent_boottime_ns, now_ns)
+
+    async def tend(self, epoch: int) -> None:
+        """Renew leases and measure the clock until cancelled."""
+        for _ in range(_CLOCK_BURST):
+            self.ask_clock()
+            await asyncio.sleep(_CLOCK_BURST_GAP_S)
+        asked_s = time.monotonic()
+        while True:
+            renewal = fault_pb2.RenewLease(epoch=epoch)
+            self.send(fleet_pb2.ControllerMessage(renew=renewal))
+            if time.monotonic() - asked_s >= _CLOCK_EVERY_S:
+                self.ask_clock()
+                asked_s = time.monotonic()
+            await asyncio.sleep(RENEW_EVERY_MS / 1_000)
+
+
+class Fleet:
+    """Every host that has been here, by name."""
+
+    def __init__(self) -> None:
+        self.hosts: dict[str, HostState] = {}
+        self._listeners: list[Callable[[Arrival], None]] = []
+
+    def listen(self, listener: Callable[[Arrival], None]) -> Callable[[], None]:
+        """Hear of every arrival from now on; call what is returned to stop."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def arrive(self, arrival: Arrival) -> None:
+        """Pass an arrival on to everybody who listens."""
+        for listener in list(self._listeners):
+            listener(arrival)
+
+    @property
+    def connected(self) -> list[HostState]:
+        """The hosts with a stream, by name."""
+        return [host for _, host in sorted(self.hosts.items()) if host.connected]
+
+    async def wait_for(self, count: int, timeout_s: float) -> bool:
+        """Wait until so many hosts are connected, injector and clock included; False when time is up."""
+        changed = asyncio.Event()
+        forget = self.listen(lambda _: changed.set())
+        try:
+            async with asyncio.timeout(timeout_s):
+                while sum(self._is_ready(host) for host in self.connected) < count:
+                    changed.clear()
+                    await changed.wait()
+        except TimeoutError:
+            return False
+        finally:
+            forget()
+        return True
+
+    @staticmethod
+    def _is_ready(host: HostState) -> bool:
+        return host.clock.best(time.monotonic_ns()) is not None
