@@ -1,0 +1,43 @@
+"""Whether asking leaves anything behind in this process: descriptors, tasks."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from brownout_agent.observe import Probe, Sample
+
+SETTLE_S = 1.0
+
+
+def open_descriptors() -> set[int]:
+    """The numbers of this process's open descriptors."""
+    listed = {int(entry.name) for entry in Path("/proc/self/fd").iterdir()}
+    # The descriptor that did the listing is among them, and closed by now.
+    return {number for number in listed if Path(f"/proc/self/fd/{number}").is_symlink()}
+
+
+@contextlib.asynccontextmanager
+async def nothing_left() -> AsyncIterator[None]:
+    """Fail when what is done inside leaves a descriptor or a task behind.
+
+    Descriptors get a second to go: peers that run as threads of the test close their ends after ours.
+    """
+    before = open_descriptors()
+    yield
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + SETTLE_S
+    while (left := open_descriptors() - before) and loop.time() < deadline:  # noqa: ASYNC110 - closing gives no event
+        await asyncio.sleep(0.005)
+    assert not left, f"left open: {sorted(left)}"
+    assert asyncio.all_tasks() == {asyncio.current_task()}, "a task is still running"
+
+
+def ask(probe: Probe) -> Sample:
+    """Ask once, in a loop of its own, and fail when the question leaves anything behind."""
+
+    async def audited() -> Sample:
+        async with nothing_left():
+            return await probe.ask()
+
+    return asyncio.run(audited())
