@@ -1,0 +1,138 @@
+"""The nftables rules of a network fault, as text for libnftables. Pure: a scope in, a ruleset out.
+
+One table per fault, and in it::
+
+    set lease       both address families, each for as long as the fault lasts. The kernel lets them expire, and an
+                    expired family passes every packet: the effect ends on time with no process alive
+    chain ingress   input hook:  lease over, exempt, not meant -> accept;  meant -> ingress_meant
+    chain egress    output hook: the same for packets that leave
+    chain *_meant   counts what it sees, draws lots, counts what it drops, drops it
+"""
+
+import ipaddress
+import re
+from hashlib import sha256
+
+from brownout_agent.faults.network_scope import Network, PortRange, Scope
+
+FAMILY = "inet"
+TABLE_PREFIX = "brownout-"
+LEASE_MARGIN_MS = 500
+"""The kernel's lease outlasts the injector's timer by this much, so that the orderly way is the usual one."""
+LOTS = 1_000_000
+"""Of so many lots `lots_lost` lose: a millionth is the finest loss that can be asked for."""
+
+# Without neighbour discovery a host is gone for all peers, not for the ones asked for; without DHCP it may lose its
+# address, and be gone for longer than the fault.
+_ALWAYS_EXEMPT = (
+    "icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect } accept",
+    "udp dport { 67, 68, 546, 547 } accept",
+)
+_PROTOCOLS = {"tcp": "tcp", "udp": "udp", "icmp": "icmp, ipv6-icmp", "any": "tcp, udp"}
+
+
+def table_name(fault_id: str) -> str:
+    """The fault's own table: `brownout-` and the first twelve hex digits of its id (of its SHA-256 if it has none)."""
+    digits = fault_id.replace("-", "").lower()
+    if not re.fullmatch(r"[0-9a-f]{12,}", digits):
+        digits = sha256(fault_id.encode()).hexdigest()
+    return TABLE_PREFIX + digits[:12]
+
+
+def directions(scope: Scope) -> tuple[str, ...]:
+    """The directions in which packets are counted and dropped."""
+    return ("ingress", "egress") if scope.direction == "both" else (scope.direction,)
+
+
+def ruleset(table: str, scope: Scope, *, lots_lost: int, lease_ms: int, owned: bool, hooked: bool = True) -> str:
+    """The table that drops `lots_lost` of LOTS packets in scope for `lease_ms`.
+
+    With `owned` the kernel deletes it when its maker's connection closes. Without `hooked` no packet ever meets the
+    rules, which is a harmless way to see whether this kernel takes them.
+    """
+    lines = [
+        f"table {FAMILY} {table} {{",
+        *(["flags owner"] if owned else []),
+        "set lease { type nf_proto; flags timeout",
+        f"elements = {{ ipv4 timeout {lease_ms}ms, ipv6 timeout {lease_ms}ms }}",
+        "}",
+    ]
+    for direction in directions(scope):
+        lines += [f"counter {direction}_seen {{ }}", f"counter {direction}_dropped {{ }}"]
+        lines += [f"chain {direction}_meant {{", *_drop_rules(direction, lots_lost), "}"]
+        lines += [f"chain {direction} {{", *_chain_rules(scope, direction, hooked=hooked), "}"]
+    return "\n".join([*lines, "}", ""])
+
+
+def _drop_rules(direction: str, lots_lost: int) -> list[str]:
+    lot = "" if lots_lost >= LOTS else f"numgen random mod {LOTS} < {lots_lost} "
+    return [f"counter name {direction}_seen", f"{lot}counter name {direction}_dropped drop"]
+
+
+def _chain_rules(scope: Scope, direction: str, *, hooked: bool) -> list[str]:
+    hook = "input" if direction == "ingress" else "output"
+    # Priority -300 (raw): before connection tracking, address translation and any firewall of the host.
+    rules = [f"type filter hook {hook} priority -300; policy accept"] if hooked else []
+    rules += ["meta nfproto != @lease accept", *_ALWAYS_EXEMPT, *_exempt_rules(scope, direction)]
+    if not _sees_loopback(scope, direction):
+        rules.append(f'{_interface_key(direction)} "lo" accept')
+    through = f'{_interface_key(direction)} "{scope.interface}" ' if scope.interface else ""
+    return rules + [
+        f"{through}{peers}{service}goto {direction}_meant"
+        for peers in _peer_matches(scope.networks, direction)
+        for service in _service_matches(scope)
+    ]
+
+
+def _sees_loopback(scope: Scope, direction: str) -> bool:
+    """A loopback packet passes both hooks of this host: with both directions asked, the first one is enough."""
+    return scope.with_loopback and direction == ("egress" if scope.direction == "both" else scope.direction)
+
+
+def _interface_key(direction: str) -> str:
+    return "iifname" if direction == "ingress" else "oifname"
+
+
+def _exempt_rules(scope: Scope, direction: str) -> list[str]:
+    side, port_side = ("saddr", "sport") if direction == "ingress" else ("daddr", "dport")
+    rules = [
+        f"{_ip(network)} {side} {network} " + (f"tcp {port_side} {port} accept" if port else "accept")
+        for network, port in scope.exempt_peers
+    ]
+    if scope.exempt_ports:
+        ports = ", ".join(map(str, scope.exempt_ports))
+        rules += [f"tcp sport {{ {ports} }} accept", f"tcp dport {{ {ports} }} accept"]
+    return rules
+
+
+def _peer_matches(networks: tuple[Network, ...] | None, direction: str) -> list[str]:
+    """One match for each address family that has peers; one empty match for everyone."""
+    if networks is None:
+        return [""]
+    side = "saddr" if direction == "ingress" else "daddr"
+    # Collapsed, since the elements of an interval set must not overlap.
+    v4 = ipaddress.collapse_addresses(network for network in networks if isinstance(network, ipaddress.IPv4Network))
+    v6 = ipaddress.collapse_addresses(network for network in networks if isinstance(network, ipaddress.IPv6Network))
+    members = {"ip": ", ".join(map(str, v4)), "ip6": ", ".join(map(str, v6))}
+    return [f"{family} {side} {{ {listed} }} " for family, listed in members.items() if listed]
+
+
+def _service_matches(scope: Scope) -> list[str]:
+    if not scope.ports:
+        return ["" if scope.protocol == "any" else f"meta l4proto {{ {_PROTOCOLS[scope.protocol]} }} "]
+    ports = ", ".join(f"{first}-{last}" if first != last else str(first) for first, last in _merge(scope.ports))
+    return [f"meta l4proto {{ {_PROTOCOLS[scope.protocol]} }} th {side} {{ {ports} }} " for side in ("sport", "dport")]
+
+
+def _ip(network: Network) -> str:
+    return "ip" if network.version == 4 else "ip6"
+
+
+def _merge(ranges: tuple[PortRange, ...]) -> list[PortRange]:
+    merged: list[PortRange] = []
+    for first, last in sorted(ranges):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return merged

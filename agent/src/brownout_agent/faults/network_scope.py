@@ -1,0 +1,254 @@
+"""Which packets a network fault means: the parameters that all network faults share, and what they are on this host."""
+
+import difflib
+import ipaddress
+import re
+import socket
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import psutil
+from pydantic import BeforeValidator, Field, model_validator
+
+from brownout_agent.faults.contract import Facts, FaultParameters, Host, Peer, Refusal
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+PortRange = tuple[int, int]
+
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+# No blank, quote, slash or `*`: nftables takes a trailing `*` for "every interface that begins so".
+_INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]{0,14}")
+_LOOPBACK = "lo"
+_SSH_SERVER = "sshd"
+
+
+def parse_network(text: str) -> Network | None:
+    """The network of an address or CIDR, None where the text is neither. `::ffff:10.0.0.9` is the IPv4 address."""
+    try:
+        network = ipaddress.ip_network(text.partition("%")[0], strict=False)
+    except ValueError:
+        return None
+    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen == 128 and network.network_address.ipv4_mapped:
+        return ipaddress.ip_network(network.network_address.ipv4_mapped)
+    return network
+
+
+def parse_port_range(text: str) -> PortRange:
+    """(8000, 8080) of `8000-8080`, (80, 80) of `80`.
+
+    Raises:
+        ValueError: not a port or a range of ports.
+    """
+    match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text)
+    if match is None:
+        raise ValueError(f"`{text}` is not a port; write it like 5432 or 8000-8080")
+    first, last = int(match[1]), int(match[2] or match[1])
+    if not 1 <= first <= last <= 65_535:
+        raise ValueError(f"`{text}` is not a port range within 1-65535, the lower one first")
+    return first, last
+
+
+def _check_peer(text: str) -> str:
+    if parse_network(text) is not None:
+        return text
+    if len(text) > 253 or not _HOST_NAME.fullmatch(text):
+        raise ValueError(f"`{text}` is not an address, a CIDR or a host name")
+    if text.rstrip(".").rpartition(".")[2].isdigit():
+        raise ValueError(f"`{text}` is not an address; IPv4 addresses have four numbers of 0-255")
+    return text
+
+
+def _as_list(value: object) -> object:
+    """`80`, `"80"` and `[80, "8000-8080"]` alike: a list of texts. Anything else is left for pydantic to refuse."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return [str(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in values]
+
+
+class NetworkParameters(FaultParameters):
+    """What every network fault takes. Nothing given means all traffic of the host but the exempt one.
+
+    Never touched, whatever is asked: the agent's control connection, SSH, IPv6 neighbour discovery, ARP, DHCP, traffic
+    that the host forwards for others, and loopback traffic unless `interface: lo` or an address of this host is asked.
+    """
+
+    to: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+        Field(description="peers: addresses, CIDRs or host names (resolved when the fault starts); default everyone"),
+    ] = ()
+    port: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_as_list, json_schema_input_type=int | str | list[int | str]),
+        Field(
+            description="service ports like 5432 or 8000-8080, TCP and UDP, whichever of the two sides is the server: "
+            "a packet is meant when its source or its destination port is one of them"
+        ),
+    ] = ()
+    protocol: Literal["tcp", "udp", "icmp", "any"] = Field("any", description="with `port`, any is tcp and udp")
+    direction: Literal["ingress", "egress", "both"] = Field(
+        "both", description="packets that reach this host, that leave it, or both"
+    )
+    interface: str | None = Field(None, description="only packets through this interface; default every one")
+
+    @model_validator(mode="after")
+    def _check(self) -> "NetworkParameters":
+        for text in self.to:
+            _check_peer(text)
+        for text in self.port:
+            parse_port_range(text)
+        for name in ("to", "port"):
+            if name in self.model_fields_set and not getattr(self, name):
+                raise ValueError(f"`{name}` is an empty list, which could mean all or nothing: leave it out for all")
+        if self.port and self.protocol == "icmp":
+            raise ValueError("icmp has no ports: leave out `port`, or choose tcp, udp or any")
+        if self.interface is not None and not _INTERFACE.fullmatch(self.interface):
+            raise ValueError(f"{self.interface!r} is not the name of a network interface")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The packets that one fault means on this host: nothing but typed values, so rules made of it are safe."""
+
+    networks: tuple[Network, ...] | None
+    """None is everyone."""
+    ports: tuple[PortRange, ...]
+    protocol: str
+    direction: str
+    interface: str | None
+    with_loopback: bool
+    exempt_peers: tuple[tuple[Network, int], ...]
+    """(address, port); port 0 is every port."""
+    exempt_ports: tuple[int, ...]
+
+    @classmethod
+    def of(cls, parameters: NetworkParameters, facts: Facts) -> "Scope":
+        """Of parameters and what `resolve` found. Facts come from the journal and are parsed as strictly as orders."""
+        networks = facts["networks"]
+        return cls(
+            networks=None if networks is None else tuple(ipaddress.ip_network(text) for text in networks),
+            ports=tuple(parse_port_range(text) for text in parameters.port),
+            protocol=parameters.protocol,
+            direction=parameters.direction,
+            interface=parameters.interface,
+            with_loopback=bool(facts["with_loopback"]),
+            exempt_peers=tuple((ipaddress.ip_network(text), int(port)) for text, port in facts["exempt_peers"]),
+            exempt_ports=tuple(int(port) for port in facts["exempt_ports"]),
+        )
+
+    @property
+    def text(self) -> str:
+        """For people: `10.0.0.9 port 5432`."""
+        parts = ["everyone" if self.networks is None else ", ".join(_short(network) for network in self.networks)]
+        if self.ports:
+            ranges = (str(first) if first == last else f"{first}-{last}" for first, last in self.ports)
+            parts.append("port " + ", ".join(ranges))
+        if self.protocol != "any":
+            parts.append(self.protocol)
+        if self.interface:
+            parts.append(f"through {self.interface}")
+        return " ".join(parts)
+
+
+def resolve(parameters: NetworkParameters, host: Host) -> Facts:
+    """Names to addresses, and what must stay exempt. Touches nothing.
+
+    Raises:
+        Refusal: a name or interface that is not there, or nothing left to hit once the exempt peers are taken out.
+    """
+    _check_interface(parameters.interface)
+    networks = _resolve_networks(parameters.to) if parameters.to else None
+    ports = tuple(parse_port_range(text) for text in parameters.port)
+    peers = tuple((_peer_network(peer), peer.port) for peer in host.exempt_peers)
+    exempt_ports = tuple(sorted({*host.exempt_ports, *_ssh_server_ports()}))
+    if networks is not None:
+        _refuse_exempt_peers(networks, ports, peers)
+    if ports and parameters.protocol != "udp" and all(a == b and a in exempt_ports for a, b in ports):
+        raise Refusal(
+            f"port {', '.join(parameters.port)} is SSH's on this host, which no fault touches",
+            "choose another port",
+        )
+    return {
+        "networks": None if networks is None else [str(network) for network in networks],
+        "with_loopback": parameters.interface == _LOOPBACK or _goes_through_loopback(networks or ()),
+        "exempt_peers": [[str(network), port] for network, port in peers],
+        "exempt_ports": list(exempt_ports),
+    }
+
+
+def _check_interface(name: str | None) -> None:
+    names = [found for _, found in socket.if_nameindex()]
+    if name is None or name in names:
+        return
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise Refusal(f"this host has no network interface {name}", f"{hint}it has {', '.join(sorted(names))}")
+
+
+def _resolve_networks(peers: tuple[str, ...]) -> tuple[Network, ...]:
+    networks: dict[Network, None] = {}  # a dict keeps the order in which people wrote them
+    for peer in peers:
+        network = parse_network(peer)
+        for found in (network,) if network is not None else _look_up(peer):
+            networks[found] = None
+    return tuple(networks)
+
+
+def _look_up(name: str) -> list[Network]:
+    try:
+        answers = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        raise Refusal(f"cannot resolve {name}: {error}", f"check `getent hosts {name}` on this host") from error
+    found = (parse_network(str(answer[4][0])) for answer in answers)
+    return [network for network in found if network is not None]
+
+
+def _peer_network(peer: Peer) -> Network:
+    network = parse_network(peer.address)
+    if network is None:
+        raise Refusal(f"the exempt peer {peer.address!r} is not an address, so nothing can keep it reachable")
+    return network
+
+
+def _refuse_exempt_peers(
+    networks: tuple[Network, ...], ports: tuple[PortRange, ...], peers: tuple[tuple[Network, int], ...]
+) -> None:
+    """Refuse when everything that was asked for is exempt, so that nothing would happen."""
+    for network in networks:
+        exempt = {port for peer, port in peers if peer == network}
+        if not (0 in exempt or (ports and all(first == last and first in exempt for first, last in ports))):
+            return
+    raise Refusal(
+        f"{', '.join(_short(network) for network in networks)} is the controller of this host, which no fault cuts off",
+        "choose another peer",
+    )
+
+
+def _goes_through_loopback(networks: tuple[Network, ...]) -> bool:
+    """True when one of them is a loopback network or an address of this host, which it also reaches through `lo`."""
+    own = {
+        parse_network(address.address)
+        for addresses in psutil.net_if_addrs().values()
+        for address in addresses
+        if address.family in (socket.AF_INET, socket.AF_INET6)
+    }
+    return any(network.is_loopback or network in own for network in networks)
+
+
+def _ssh_server_ports() -> set[int]:
+    """The TCP ports on which a process named sshd listens."""
+    ports: set[int] = set()
+    for process in psutil.process_iter(["name"]):
+        if process.info["name"] != _SSH_SERVER:
+            continue
+        try:
+            connections = process.net_connections("tcp")
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue  # gone, or not ours to read: then this injector may not load rules either
+        ports |= {connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN}
+    return ports
+
+
+def _short(network: Network) -> str:
+    return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)

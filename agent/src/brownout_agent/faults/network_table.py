@@ -1,0 +1,152 @@
+"""What network faults have in common: one nftables table, made and owned by the holder, read by the meter."""
+
+import os
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from brownout_agent.faults.contract import ABLE, Capability, Effect, Facts, Fault, Hold, Host, Meter, Record
+from brownout_agent.faults.network_rules import (
+    FAMILY,
+    LEASE_MARGIN_MS,
+    LOTS,
+    TABLE_PREFIX,
+    directions,
+    ruleset,
+    table_name,
+)
+from brownout_agent.faults.network_scope import NetworkParameters, Scope, resolve
+from brownout_agent.kernel.nftables import LIBRARY, Nftables, NftablesError, read_counters, table_names
+
+N = TypeVar("N", bound=NetworkParameters)
+
+
+@dataclass(frozen=True, slots=True)
+class PacketCounts:
+    """What the rules of one direction counted: packets that the fault means, and those of them that it dropped."""
+
+    seen: int
+    dropped: int
+
+
+class NetworkFault(Fault[N]):
+    """A fault that drops packets. A subclass says how many of them, and judges the counters."""
+
+    reverts = (
+        "The kernel: the nftables table goes when the process that owns it dies, and a time-out inside the table "
+        "ends the effect even where a kernel before 5.12 keeps the table; the reaper then removes it."
+    )
+
+    @abstractmethod
+    def lots_lost(self, parameters: N) -> int:
+        """How many of LOTS packets are dropped."""
+
+    @abstractmethod
+    def judge(self, parameters: N, scope: Scope, counts: dict[str, PacketCounts]) -> Effect:
+        """What the counters prove, by direction. Pure."""
+
+    def detect(self, host: Host) -> Capability:
+        try:
+            nft = Nftables()
+        except OSError as error:
+            return Capability(False, f"{LIBRARY} cannot be loaded: {error}", "apt-get install libnftables1")
+        # A rule of every form that a fault may use, in chains that no packet ever enters.
+        scope = Scope(None, ((1, 2),), "any", "both", "lo", False, (), (22,))
+        table = f"{TABLE_PREFIX}trial-{os.getpid()}"
+        with nft:
+            try:
+                _load(nft, table, scope, lots_lost=LOTS // 2, lease_ms=1_000, hooked=False)
+                nft.run(f"delete table {FAMILY} {table}")
+            except NftablesError as error:
+                return Capability(False, *_why_not(error))
+        return ABLE
+
+    def prepare(self, parameters: N, host: Host) -> Facts:
+        return resolve(parameters, host)
+
+    def apply(self, parameters: N, facts: Facts, hold: Hold) -> None:
+        with Nftables() as nft:
+            owned = _load(
+                nft,
+                table_name(hold.fault_id),
+                Scope.of(parameters, facts),
+                lots_lost=self.lots_lost(parameters),
+                lease_ms=round(hold.duration_s * 1_000) + LEASE_MARGIN_MS,
+            )
+            hold.ready(owned=owned)
+            hold.wait()
+
+    def undo(self, record: Record[N]) -> None:
+        table = table_name(record.fault_id)
+        if table in table_names(FAMILY):
+            with Nftables() as nft:
+                # `add` first: the pair succeeds as well when the kernel was quicker.
+                nft.run(f"add table {FAMILY} {table}; delete table {FAMILY} {table}")
+
+    def residue(self, record: Record[N]) -> list[str]:
+        table = table_name(record.fault_id)
+        if table not in table_names(FAMILY):
+            return []
+        return [f"nftables table `{FAMILY} {table}` is still there; next: nft delete table {FAMILY} {table}"]
+
+    def measure(self, record: Record[N], host: Host) -> Meter:
+        return _PacketMeter(self, record)
+
+
+class _PacketMeter(Meter, Generic[N]):
+    """Reads the rules' counters through the injector's own connection to the kernel."""
+
+    def __init__(self, fault: NetworkFault[N], record: Record[N]) -> None:
+        self._fault = fault
+        self._parameters = record.parameters
+        self._table = table_name(record.fault_id)
+        self._scope = Scope.of(record.parameters, record.facts)
+        self._counts = {direction: PacketCounts(0, 0) for direction in directions(self._scope)}
+        self._samples = 0
+        self._lost = ""
+
+    def sample(self) -> None:
+        try:
+            packets = read_counters(FAMILY, self._table)
+        except NftablesError as error:
+            self._lost = f"; table {self._table} could not be read after {self._samples} readings: {error}"
+            return
+        self._samples += 1
+        self._counts = {
+            direction: PacketCounts(packets[f"{direction}_seen"], packets[f"{direction}_dropped"])
+            for direction in self._counts
+        }
+
+    def effect(self) -> Effect:
+        judged = self._fault.judge(self._parameters, self._scope, self._counts)
+        return Effect(
+            asked=judged.asked,
+            achieved=judged.achieved,
+            unit=judged.unit,
+            proved=judged.proved and not self._lost,
+            explanation=judged.explanation + self._lost,
+            samples=self._samples,
+        )
+
+
+def _load(nft: Nftables, table: str, scope: Scope, *, lots_lost: int, lease_ms: int, hooked: bool = True) -> bool:
+    """Load the rules; True when the kernel ties the table to us, False when it is too old for that.
+
+    Raises:
+        NftablesError: this kernel does not take the rules either way; nothing was changed.
+    """
+    try:
+        nft.run(ruleset(table, scope, lots_lost=lots_lost, lease_ms=lease_ms, owned=True, hooked=hooked))
+    except NftablesError:
+        nft.run(ruleset(table, scope, lots_lost=lots_lost, lease_ms=lease_ms, owned=False, hooked=hooked))
+        return False
+    return True
+
+
+def _why_not(error: NftablesError) -> tuple[str, str]:
+    if "Operation not permitted" in str(error):
+        return f"nftables needs CAP_NET_ADMIN: {error}", "run the injector as root"
+    return (
+        f"the kernel does not take the rules: {error}",
+        "use a kernel with CONFIG_NF_TABLES_INET and CONFIG_NFT_NUMGEN",
+    )

@@ -1,0 +1,192 @@
+"""`process.kill`: processes end by a signal, as by a crash, the OOM killer or an operator's mistake.
+
+Nothing keeps them dead: a supervisor that brings them back is what an experiment wants to see. With `restart` the end
+of the fault starts again what nobody else has brought back, as it ran before: by its service where it belongs to one,
+else with the same arguments, folder, environment, user and groups. What was only in its memory is lost.
+"""
+
+import json
+import signal
+import time
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from brownout_agent.faults import process_cgroups, process_start
+from brownout_agent.faults.contract import (
+    ABLE,
+    Capability,
+    Effect,
+    Facts,
+    Fault,
+    Hold,
+    Host,
+    Json,
+    Meter,
+    Record,
+    Refusal,
+)
+from brownout_agent.faults.process_match import Process, ProcessParameters, match, read_processes
+from brownout_agent.faults.process_start import Program
+from brownout_agent.kernel.clock import boottime_ns
+from brownout_agent.kernel.processes import ProcessKey, is_alive, send_signal, wait_dead
+
+SIGNALS = ("KILL", "TERM", "INT", "QUIT", "HUP", "ABRT", "SEGV", "BUS")
+"""Those that end a process which does not care for them."""
+_LARGEST_FACTS = 128 * 1024
+"""The journal keeps the facts once for each mark of the fault, and must have room for all of them."""
+_DYING_TIMEOUT_S = 0.5
+_START_TIMEOUT_S = 3.0
+"""A server that daemonizes is not itself until it has forked; so long may that take."""
+_POLL_S = 0.02
+
+
+def _signal_name(value: object) -> object:
+    name = value.upper().removeprefix("SIG") if isinstance(value, str) else value
+    if name not in SIGNALS:
+        raise ValueError(f"{value!r} does not end processes; choose one of {', '.join(SIGNALS)}")
+    return name
+
+
+class KillParameters(ProcessParameters):
+    """Which processes end, how, and whether they come back."""
+
+    signal: Annotated[
+        str,
+        BeforeValidator(_signal_name),
+        Field(description=f"{', '.join(SIGNALS)}; all but KILL can be caught by the process"),
+    ] = "KILL"
+    restart: bool = Field(False, description="at the end, start again what nobody else has brought back by then")
+
+
+class ProcessKill(Fault[KillParameters]):
+    """Signals the matched processes once, parents first."""
+
+    kind = "process.kill"
+    summary = "End processes by a signal; on request start them again afterwards."
+    reverts = (
+        "Nothing is left to undo without `restart`. With it, whoever undoes (injector, reaper, next start) starts "
+        "again what is missing."
+    )
+    Parameters = KillParameters
+
+    def detect(self, host: Host) -> Capability:
+        return ABLE
+
+    def prepare(self, parameters: KillParameters, host: Host) -> Facts:
+        chosen = match(parameters, host)
+        facts: Facts = {
+            "processes": [process.key.as_json() for process in chosen],
+            "names": [process.text for process in chosen],
+            "comebacks": _comebacks(chosen, read_processes(), with_image=parameters.restart),
+        }
+        if len(json.dumps(facts)) > _LARGEST_FACTS:
+            raise Refusal(
+                f"what must be kept of the {len(chosen)} processes of {parameters.text} is more than {_LARGEST_FACTS} "
+                "bytes (arguments and environments)",
+                "match fewer processes, or leave `restart` out",
+            )
+        return facts
+
+    def apply(self, parameters: KillParameters, facts: Facts, hold: Hold) -> None:
+        number = signal.Signals[f"SIG{parameters.signal}"]
+        hit: list[Json] = [list(key.as_json()) for key in _keys(facts) if send_signal(key, number)]
+        if not hit:
+            raise Refusal(f"{', '.join(facts['names'])} ended before it could be signalled", "try again")
+        hold.ready(signalled=hit)
+        hold.wait()
+
+    def undo(self, record: Record[KillParameters]) -> None:
+        """Start again what is missing; what runs again already, or never died, is left alone."""
+        if not record.parameters.restart:
+            return
+        wait_dead(_keys(record.facts), _DYING_TIMEOUT_S)
+        for comeback in record.facts["comebacks"]:
+            missing = _missing(comeback)
+            if missing and comeback["unit"]:
+                process_start.restart_unit(comeback["unit"])
+            elif missing:
+                process_start.start(comeback["images"][:missing])
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while self.residue(record) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+
+    def residue(self, record: Record[KillParameters]) -> list[str]:
+        if not record.parameters.restart:
+            return []
+        missing = ((comeback, _missing(comeback)) for comeback in record.facts["comebacks"])
+        return [
+            f"{count} of {comeback['before']} `{' '.join(comeback['argv'])}` did not come back; next: start it by hand"
+            for comeback, count in missing
+            if count
+        ]
+
+    def measure(self, record: Record[KillParameters], host: Host) -> Meter:
+        return _DeathMeter(record)
+
+
+class _DeathMeter(Meter):
+    """Looks in /proc for the killed and for equals that took their place."""
+
+    def __init__(self, record: Record[KillParameters]) -> None:
+        self._signal = record.parameters.signal
+        self._names = dict(zip(_keys(record.facts), record.facts["names"], strict=True))
+        self._programs = [(_program(comeback), comeback["before"]) for comeback in record.facts["comebacks"]]
+        self._began_ns = boottime_ns()
+        self._samples = 0
+        self._alive: list[ProcessKey] = list(self._names)
+        self._back_after_s: float | None = None
+
+    def sample(self) -> None:
+        self._samples += 1
+        self._alive = [key for key in self._names if is_alive(key)]
+        if self._back_after_s is None and not self._alive and self._all_are_back():
+            self._back_after_s = (boottime_ns() - self._began_ns) / 1e9
+
+    def _all_are_back(self) -> bool:
+        everyone = read_processes()
+        return all(len(process_start.instances(program, everyone)) >= before for program, before in self._programs)
+
+    def effect(self) -> Effect:
+        asked, gone = len(self._names), len(self._names) - len(self._alive)
+        if not self._samples:
+            return Effect(asked, None, "processes", False, "the processes were never looked at")
+        explanation = f"{gone} of {asked} processes were gone from /proc after SIG{self._signal}"
+        if self._alive:
+            left = ", ".join(self._names[key] for key in self._alive)
+            explanation += f"; still running: {left} (a process may catch every signal but KILL)"
+        if self._back_after_s is not None:
+            explanation += f"; somebody had started as many again within {self._back_after_s:.1f} s"
+        return Effect(asked, gone, "processes", gone == asked, explanation, samples=self._samples)
+
+
+def _comebacks(chosen: list[Process], everyone: list[Process], *, with_image: bool) -> list[dict[str, Any]]:
+    """For each program among the *roots* (chosen ones without a chosen parent): how to tell that it is back, and how
+    to bring it back. Children are left to their parents."""
+    pids = {process.key.pid for process in chosen}
+    roots: dict[Program, list[Process]] = {}
+    for process in chosen:
+        if process.parent_pid not in pids:
+            roots.setdefault(Program.of(process), []).append(process)
+    comebacks = []
+    for program, members in roots.items():
+        unit = process_cgroups.systemd_unit(members[0].key.pid) if with_image else ""
+        images = [process_start.record_image(member).as_json() for member in members] if with_image and not unit else []
+        before = len(process_start.instances(program, everyone))
+        comebacks.append(
+            {"exe": program.exe, "argv": list(program.argv), "before": before, "unit": unit, "images": images}
+        )
+    return comebacks
+
+
+def _program(comeback: dict[str, Any]) -> Program:
+    return Program(comeback["exe"], tuple(comeback["argv"]))
+
+
+def _missing(comeback: dict[str, Any]) -> int:
+    """How many instances fewer than before the kill run now."""
+    return max(0, int(comeback["before"]) - process_start.count_running(_program(comeback)))
+
+
+def _keys(facts: Facts) -> list[ProcessKey]:
+    return [ProcessKey.from_json(pair) for pair in facts["processes"]]

@@ -1,0 +1,238 @@
+"""Which processes a process fault means: the parameters that process faults share, and what they match on this host."""
+
+import difflib
+import os
+import pwd
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from brownout_agent.faults.contract import FaultParameters, Host, Refusal
+from brownout_agent.kernel.processes import PROC, ProcessKey, all_pids, ancestors, read_stat
+
+_COMM_LENGTH = 15
+"""The kernel cuts command names to this length (TASK_COMM_LEN, proc(5))."""
+
+
+class ProcessParameters(FaultParameters):
+    """What every process fault takes. Several of them narrow the choice: a process must match all that are given.
+
+    A name, a command line or a user is looked for in this host's own network namespace: a container with a network of
+    its own is reached by `pid` only. The init process, kernel threads, Brownout's own processes and their ancestors,
+    and the host's protected commands (sshd, systemd, ...) are never touched.
+    """
+
+    process: Annotated[
+        str | None,
+        Field(min_length=1, max_length=255, description="exact name of the command or of its executable: nginx"),
+    ] = None
+    pid: Annotated[int | None, Field(ge=1, description="one process by its id")] = None
+    command: Annotated[
+        str | None, Field(min_length=1, max_length=4096, description="part of the command line: worker.py --queue mail")
+    ] = None
+    user: Annotated[str | None, Field(min_length=1, max_length=255, description="user name or uid that it runs as")] = (
+        None
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "ProcessParameters":
+        if self.process is None and self.pid is None and self.command is None and self.user is None:
+            raise ValueError("which process? Give `process`, `pid`, `command` or `user`")
+        if self.process is not None and "/" in self.process:
+            name = self.process.rpartition("/")[2]
+            raise ValueError(f"`process` is a name without a path: did you mean {name}?")
+        return self
+
+    @property
+    def text(self) -> str:
+        """For people: `process nginx, user www-data`."""
+        given = {name: getattr(self, name) for name in ("process", "pid", "command", "user")}
+        return ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process as /proc shows it. `exe` is "" and `argv` empty where there is none or it is not ours to read."""
+
+    key: ProcessKey
+    comm: str
+    state: str
+    parent_pid: int
+    uid: int
+    argv: tuple[str, ...]
+    exe: str
+    own_network: bool = True
+
+    @property
+    def is_kernel_thread(self) -> bool:
+        return not self.argv and not self.exe
+
+    @property
+    def text(self) -> str:
+        return f"{self.comm} (pid {self.key.pid})"
+
+
+@dataclass(frozen=True, slots=True)
+class Untouchable:
+    """Whom no process fault may hit: our own are passed over in silence, protected commands refuse the order."""
+
+    own_pids: frozenset[int]
+    names: frozenset[str]
+
+    @classmethod
+    def of(cls, host: Host) -> "Untouchable":
+        own = {os.getpid(), *ancestors(os.getpid()), *host.protected_pids}
+        return cls(frozenset(own), frozenset(host.protected_names))
+
+
+def read_process(pid: int) -> Process | None:
+    """The process that has this pid now, None where there is none or only its remains (a zombie)."""
+    stat = read_stat(pid)
+    if stat is None or stat.state in "ZX":
+        return None
+    folder = PROC / str(pid)
+    try:
+        argv = _split_argv((folder / "cmdline").read_bytes())
+        status = (folder / "status").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return Process(
+        key=ProcessKey(pid, stat.start_ticks),
+        comm=stat.comm,
+        state=stat.state,
+        parent_pid=stat.parent_pid,
+        # Not the owner of /proc/PID: that is root for every process that has changed its user (proc(5)).
+        uid=next(int(line.split()[2]) for line in status.splitlines() if line.startswith("Uid:")),
+        argv=argv,
+        exe=read_link(pid, "exe").removesuffix(" (deleted)"),
+        own_network=read_link(pid, "ns/net") in ("", read_link(os.getpid(), "ns/net")),
+    )
+
+
+def read_processes() -> list[Process]:
+    """Every process of /proc, without zombies."""
+    return [process for pid in all_pids() if (process := read_process(pid)) is not None]
+
+
+def read_link(pid: int, name: str) -> str:
+    """Where /proc/PID/`name` points, "" where it points nowhere (a kernel thread) or is not ours to read."""
+    try:
+        return str((PROC / str(pid) / name).readlink())
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return ""
+
+
+def _split_argv(raw: bytes) -> tuple[str, ...]:
+    # Undecodable bytes survive the way through JSON and back as surrogates (os.fsdecode).
+    stripped = raw.rstrip(b"\0")
+    return tuple(os.fsdecode(part) for part in stripped.split(b"\0")) if stripped else ()
+
+
+def match(parameters: ProcessParameters, host: Host) -> list[Process]:
+    """The processes that are meant, parents before their children. Touches nothing.
+
+    Raises:
+        Refusal: nobody matches, or somebody who must not be touched.
+    """
+    uid = None if parameters.user is None else _uid_of(parameters.user)
+    chosen = select(parameters, uid, read_processes(), Untouchable.of(host))
+    for process in chosen:
+        try:
+            os.kill(process.key.pid, 0)
+        except PermissionError as error:
+            raise Refusal(f"{process.text} belongs to another user", "run the injector as root") from error
+        except ProcessLookupError:
+            continue  # gone since we looked: apply goes by the start time and will notice
+    return chosen
+
+
+def select(
+    parameters: ProcessParameters, uid: int | None, processes: list[Process], untouchable: Untouchable
+) -> list[Process]:
+    """The choice among `processes`, parents before their children. Pure.
+
+    Raises:
+        Refusal: as `match`.
+    """
+    wanted = [process for process in processes if _is_meant(process, parameters, uid)]
+    if parameters.pid is None:
+        wanted = [process for process in wanted if process.key.pid not in untouchable.own_pids]
+        elsewhere = [process for process in wanted if not process.own_network]
+        wanted = [process for process in wanted if process.own_network and not process.is_kernel_thread]
+        if not wanted and elsewhere:
+            raise Refusal(
+                f"{parameters.text} matches only in other network namespaces: {_listed(elsewhere)}",
+                "name one process by `pid`, or inject on the host whose network that is",
+            )
+    if not wanted:
+        raise Refusal(f"no process matches {parameters.text}", _nearest(parameters, processes))
+    for process in wanted:
+        _refuse_untouchable(process, untouchable)
+    return _parents_first(wanted)
+
+
+def _is_meant(process: Process, parameters: ProcessParameters, uid: int | None) -> bool:
+    return (
+        (parameters.pid is None or process.key.pid == parameters.pid)
+        and (parameters.process is None or parameters.process in _names_of(process))
+        and (parameters.command is None or parameters.command in " ".join(process.argv))
+        and (uid is None or process.uid == uid)
+    )
+
+
+def _names_of(process: Process) -> set[str]:
+    names = {process.comm}
+    if process.exe:
+        names.add(process.exe.rpartition("/")[2])
+    if process.argv and len(process.comm) == _COMM_LENGTH:
+        # A longer name was cut; the command line has the rest of it.
+        name = process.argv[0].rpartition("/")[2]
+        names |= {name} if name.startswith(process.comm) else set()
+    return names
+
+
+def _refuse_untouchable(process: Process, untouchable: Untouchable) -> None:
+    remedy = "narrow the match with `process`, `command`, `user` or `pid`"
+    if process.key.pid == 1:
+        raise Refusal("pid 1 is this host's init process, which no fault touches", remedy)
+    if process.key.pid in untouchable.own_pids:
+        raise Refusal(f"{process.text} is part of Brownout or an ancestor of it, which no fault touches", remedy)
+    if process.is_kernel_thread:
+        raise Refusal(f"{process.text} is a kernel thread, which no fault touches", remedy)
+    if not untouchable.names.isdisjoint(_names_of(process)):
+        raise Refusal(f"{process.text} is protected on this host", remedy)
+
+
+def _parents_first(processes: list[Process]) -> list[Process]:
+    """A parent that lives would bring its children back; so it comes before them."""
+    by_pid = {process.key.pid: process for process in processes}
+
+    def depth(process: Process) -> int:
+        steps = 0
+        while (parent := by_pid.get(process.parent_pid)) is not None and steps < len(by_pid):
+            process, steps = parent, steps + 1
+        return steps
+
+    return sorted(processes, key=lambda process: (depth(process), process.key))
+
+
+def _nearest(parameters: ProcessParameters, processes: list[Process]) -> str:
+    if parameters.process is None:
+        return "look for it with `ps -ef` on the host"
+    names = sorted({process.comm for process in processes if not process.is_kernel_thread})
+    near = difflib.get_close_matches(parameters.process, names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"running here: {', '.join(names[:12])}"
+
+
+def _uid_of(user: str) -> int:
+    try:
+        return int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
+    except KeyError as error:
+        raise Refusal(f"this host has no user {user}", "check it with `getent passwd`") from error
+
+
+def _listed(processes: Iterable[Process]) -> str:
+    texts = [process.text for process in processes]
+    return ", ".join(texts[:5]) + (f" and {len(texts) - 5} more" if len(texts) > 5 else "")

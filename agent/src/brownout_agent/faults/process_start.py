@@ -1,0 +1,210 @@
+"""Starting again what a fault has killed: what is recorded of a process before, and the detached start after.
+
+As a program (`python -m brownout_agent.faults.process_start`) it reads the images of processes from stdin and starts
+each as nobody's child, so that they outlive the injector and leave it no zombies.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from brownout_agent.faults import process_cgroups
+from brownout_agent.faults.contract import Refusal
+from brownout_agent.faults.process_match import Process, read_link, read_processes
+from brownout_agent.kernel.processes import PROC
+
+_TIMEOUT_S = 20.0
+_NGINX_TITLE = "nginx: master process "
+_NGINX_OPTIONS = frozenset({"-c", "-p", "-e", "-g"})
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a process runs, without the title that it may have put over its arguments. Equal programs are equal."""
+
+    exe: str
+    argv: tuple[str, ...]
+
+    @classmethod
+    def of(cls, process: Process) -> "Program":
+        return cls(process.exe, untitled(process.argv))
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """All that it takes to start a process again. Holds its environment, hence secrets: it rests in the journal, which
+    only root may read, and passes between processes by pipe, never on a command line."""
+
+    exe: str
+    argv: list[str]
+    cwd: str
+    environ: list[str]
+    uid: int
+    gid: int
+    groups: list[int]
+    cgroups: list[str]
+    """Its cgroup's folder in each mounted hierarchy. In the injector's, a stop of the injector's service would end it.
+    """
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def instances(program: Program, processes: list[Process]) -> list[Process]:
+    """The processes that run a program, without those that they forked themselves (a server's workers). Pure."""
+    equal = {process.key.pid: process for process in processes if Program.of(process) == program}
+    return [process for process in equal.values() if process.parent_pid not in equal]
+
+
+def record_image(process: Process) -> Image:
+    """What it takes to start this process again.
+
+    Raises:
+        Refusal: it could not be started again as it was.
+    """
+    argv = startable_argv(process)
+    if not Path(process.exe).is_file():
+        raise Refusal(f"{process.text} could not be started again: its program {process.exe!r} is not a file here")
+    try:
+        if not (process.own_network and _shares_our_view(process.key.pid)):
+            raise Refusal(
+                f"{process.text} runs in a container, which only its own runtime can start again",
+                "leave `restart` out, or inject where the container runtime can restart it",
+            )
+        return _read_image(process, argv)
+    except OSError as error:
+        raise Refusal(f"{process.text} cannot be recorded for its restart: {error}", "leave `restart` out") from error
+
+
+def _read_image(process: Process, argv: list[str]) -> Image:
+    folder = PROC / str(process.key.pid)
+    status = dict(line.split(":\t", 1) for line in (folder / "status").read_text(errors="replace").splitlines())
+    environ = (folder / "environ").read_bytes().rstrip(b"\0")
+    return Image(
+        exe=process.exe,
+        argv=argv,
+        cwd=str((folder / "cwd").readlink()),
+        environ=[os.fsdecode(pair) for pair in environ.split(b"\0") if b"=" in pair],
+        uid=process.uid,
+        gid=int(status["Gid"].split()[1]),
+        groups=[int(group) for group in status["Groups"].split()],
+        cgroups=process_cgroups.folders(process.key.pid),
+    )
+
+
+def untitled(argv: tuple[str, ...]) -> tuple[str, ...]:
+    """The arguments of an nginx master, which titles itself with them, joined by blanks; others as they are. Pure."""
+    if len(argv) != 1 or not argv[0].startswith(_NGINX_TITLE):
+        return argv
+    words: list[str] = []
+    for word in argv[0].removeprefix(_NGINX_TITLE).split(" "):
+        # What follows `-g` is one argument that may hold blanks: `-g daemon off;`.
+        if len(words) > 1 and words[-2] == "-g" and word not in _NGINX_OPTIONS:
+            words[-1] += f" {word}"
+        else:
+            words.append(word)
+    return tuple(words)
+
+
+def startable_argv(process: Process) -> list[str]:
+    """The arguments that a process was started with. Pure.
+
+    Raises:
+        Refusal: it has put a title over them that does not tell.
+    """
+    argv = list(untitled(process.argv))
+    if len(argv) == 1 and " " in argv[0]:
+        raise Refusal(
+            f"{process.text} has overwritten its command line with the title `{argv[0]}`, so nobody can tell how it "
+            "was started",
+            "leave `restart` out, or run it as a systemd service",
+        )
+    return argv
+
+
+def _shares_our_view(pid: int) -> bool:
+    """True when paths and pids mean the same to it and to us, so that we can start it as it was."""
+    theirs, ours = (PROC / str(pid) / "root").stat(), Path("/").stat()
+    same_files = (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
+    return same_files and read_link(pid, "ns/pid") == read_link(os.getpid(), "ns/pid")
+
+
+def start(images: list[dict[str, Any]]) -> None:
+    """Start processes, detached: own session, stdio on /dev/null, in the order given.
+
+    Raises:
+        RuntimeError: one of them could not be started; the text says why.
+    """
+    argv = [sys.executable, "-I", "-m", __name__]
+    done = subprocess.run(argv, input=json.dumps(images).encode(), capture_output=True, timeout=_TIMEOUT_S, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr.decode(errors="replace").strip())
+
+
+def restart_unit(unit: str) -> None:
+    """Have systemd restart a service.
+
+    Raises:
+        RuntimeError: systemctl failed; the text is its own.
+    """
+    argv = ["systemctl", "restart", "--", unit]
+    done = subprocess.run(argv, capture_output=True, timeout=_TIMEOUT_S, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(argv)}: {done.stderr.decode(errors='replace').strip()}")
+
+
+def count_running(program: Program) -> int:
+    """How many instances of a program run now."""
+    return len(instances(program, read_processes()))
+
+
+# ---- inside the program that starts them ------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Start what stdin says; exit code 1 and a text on stderr when one of them cannot be."""
+    for plain in json.load(sys.stdin):
+        image = Image(**plain)
+        if error := _start_detached(image):
+            raise SystemExit(f"cannot start {image.exe}: {error}")
+
+
+def _start_detached(image: Image) -> str:
+    """Fork, and exec in the fork; returns why that failed, "" when the program runs.
+
+    The fork is not waited for: when this program ends, init adopts it.
+    """
+    heard, told = os.pipe()  # closed by a successful exec (O_CLOEXEC), which is how success is heard of
+    if os.fork() == 0:
+        try:
+            _become(image)
+        except OSError as error:
+            os.write(told, str(error).encode())
+        finally:
+            os._exit(127)
+    os.close(told)
+    with open(heard, "rb") as pipe:
+        return pipe.read().decode(errors="replace")
+
+
+def _become(image: Image) -> None:
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    if os.geteuid() == 0:
+        process_cgroups.join(image.cgroups)
+        os.setgroups(image.groups)
+        os.setgid(image.gid)
+        os.setuid(image.uid)
+    os.chdir(image.cwd)
+    environ = dict(pair.split("=", 1) for pair in image.environ)
+    os.execve(image.exe, image.argv, environ)  # noqa: S606 - no shell is what we want
+
+
+if __name__ == "__main__":
+    main()

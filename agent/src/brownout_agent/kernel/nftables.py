@@ -1,0 +1,128 @@
+"""nftables through libnftables(3), without starting a program.
+
+A table made with `flags owner` belongs to the netlink socket of the `Nftables` that made it: nobody else may change it,
+and the kernel deletes it when that socket closes, at the latest when the process dies (Linux 5.12 and later).
+"""
+
+import ctypes
+import json
+import re
+from functools import cache
+from types import TracebackType
+from typing import Any
+
+LIBRARY = "libnftables.so.1"
+_OUTPUT_JSON = 1 << 4
+
+
+class NftablesError(Exception):
+    """The library or the kernel refused; the text is theirs."""
+
+
+@cache
+def _library() -> Any:
+    lib = ctypes.CDLL(LIBRARY)
+    lib.nft_ctx_new.argtypes = [ctypes.c_uint32]
+    lib.nft_ctx_new.restype = ctypes.c_void_p
+    lib.nft_ctx_free.argtypes = [ctypes.c_void_p]
+    lib.nft_ctx_free.restype = None
+    lib.nft_ctx_output_set_flags.argtypes = [ctypes.c_void_p, ctypes.c_uint]
+    lib.nft_ctx_output_set_flags.restype = None
+    lib.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    for name in ("output", "error"):
+        getattr(lib, f"nft_ctx_buffer_{name}").argtypes = [ctypes.c_void_p]
+        getattr(lib, f"nft_ctx_get_{name}_buffer").argtypes = [ctypes.c_void_p]
+        getattr(lib, f"nft_ctx_get_{name}_buffer").restype = ctypes.c_char_p
+    return lib
+
+
+class Nftables:
+    """One connection to nftables of the calling thread's network namespace. Owned tables live as long as it does.
+
+    Raises:
+        OSError: the library is not there.
+        NftablesError: it gives no context.
+    """
+
+    def __init__(self) -> None:
+        self._lib = _library()
+        self._context = self._lib.nft_ctx_new(0)
+        if not self._context:
+            raise NftablesError(f"{LIBRARY}: nft_ctx_new failed")
+        self._lib.nft_ctx_buffer_output(self._context)
+        self._lib.nft_ctx_buffer_error(self._context)
+
+    def __enter__(self) -> "Nftables":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the kernel deletes the tables that it owns."""
+        if self._context:
+            self._lib.nft_ctx_free(self._context)
+            self._context = None
+
+    def run(self, commands: str) -> str:
+        """Run nft(8) commands as one transaction: all of them or none.
+
+        Raises:
+            NftablesError: refused; nothing was changed.
+        """
+        return self._run(commands, 0)
+
+    def listing(self, command: str) -> list[dict[str, Any]]:
+        """The objects that a `list` command yields, each as {kind: fields} (libnftables-json(5)).
+
+        Do not read the flags of a table: libnftables 1.0.6 prints them from the wrong place.
+
+        Raises:
+            NftablesError: refused, or there is no such object.
+        """
+        objects: list[dict[str, Any]] = json.loads(self._run(command, _OUTPUT_JSON))["nftables"]
+        return objects
+
+    def _run(self, commands: str, flags: int) -> str:
+        self._lib.nft_ctx_output_set_flags(self._context, flags)
+        failed = self._lib.nft_run_cmd_from_buffer(self._context, commands.encode())
+        # Reading a buffer empties it: read both, so that none speaks up in the next call.
+        output: bytes = self._lib.nft_ctx_get_output_buffer(self._context) or b""
+        error: bytes = self._lib.nft_ctx_get_error_buffer(self._context) or b""
+        if failed:
+            raise NftablesError(_first_error(error.decode(errors="replace")))
+        return output.decode(errors="replace")
+
+
+def _first_error(text: str) -> str:
+    """`Could not process rule: Operation not permitted`, of the many lines with carets that the library writes."""
+    found = re.search(r"Error: (.*)", text)
+    return found[1].strip() if found else text.strip() or "libnftables gives no reason"
+
+
+def table_names(family: str) -> list[str]:
+    """The names of all tables of a family, such as `inet`.
+
+    Raises:
+        OSError: the library is not there.
+        NftablesError: the kernel refused.
+    """
+    with Nftables() as nft:
+        listed = nft.listing(f"list tables {family}")
+    return [entry["table"]["name"] for entry in listed if "table" in entry]
+
+
+def read_counters(family: str, table: str) -> dict[str, int]:
+    """The packets that each named counter of a table has seen.
+
+    Every call opens a connection of its own: a libnftables context caches what it once read.
+
+    Raises:
+        OSError: the library is not there.
+        NftablesError: the kernel refused, or there is no such table.
+    """
+    with Nftables() as nft:
+        listed = nft.listing(f"list counters table {family} {table}")
+    return {entry["counter"]["name"]: int(entry["counter"]["packets"]) for entry in listed if "counter" in entry}
