@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal, NoReturn
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from brownout_agent.faults.contract import (
     ABLE,
@@ -61,12 +61,15 @@ def _cores(value: object) -> object:
         return parse_core_list(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return (value,)
-    if isinstance(value, list | tuple):
-        return tuple(sorted(set(value)))
     return value
 
 
-Cores = Annotated[tuple[Annotated[int, Field(ge=0, strict=True)], ...], BeforeValidator(_cores), Field(min_length=1)]
+def _sorted_once(cores: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(set(cores)))
+
+
+Core = Annotated[int, Field(ge=0, strict=True)]
+Cores = Annotated[tuple[Core, ...], BeforeValidator(_cores), AfterValidator(_sorted_once), Field(min_length=1)]
 
 
 class CpuLoadParameters(FaultParameters):

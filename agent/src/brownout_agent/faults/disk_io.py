@@ -52,6 +52,7 @@ _MIB = 2**20
 _FREE_SPACE_KEPT_BYTES = 64 * _MIB
 _BLOCKS_PER_S = 20
 _DEBT_KEPT_S = 0.5
+_FILL_WITHIN_S = 15.0
 
 
 class DiskIoParameters(FaultParameters):
@@ -67,7 +68,7 @@ class DiskIoParameters(FaultParameters):
         description="bytes a request, in multiples of 4KiB up to 16MiB; for about 20 requests a second if left out",
     )
     file_size: SizeBytes = Field(
-        default=64 * _MIB, ge=_MIB, le=64 * 2**30, description="the working set on disk, like 64MiB; at least 1MiB"
+        default=64 * _MIB, ge=_MIB, le=4096 * _MIB, description="the working set on disk, like 64MiB; 1MiB to 4GiB"
     )
 
     @field_validator("path")
@@ -146,14 +147,14 @@ class DiskIo(Fault[DiskIoParameters]):
 
     def measure(self, record: Record[DiskIoParameters], host: Host) -> Meter:
         workers = {direction: ProcessKey.from_json(pair) for direction, pair in record.facts["workers"].items()}
-        return DiskMeter(record.parameters.rates(), workers, block_bytes(record.parameters), record.facts["is_direct"])
+        return DiskMeter(record.parameters, workers, record.facts["is_direct"])
 
 
-def block_bytes(parameters: DiskIoParameters) -> int:
-    """Bytes a request: as asked, or so that the slowest direction makes about 20 a second, 4 KiB to 1 MiB."""
+def block_bytes(parameters: DiskIoParameters, rate_bps: int) -> int:
+    """Bytes a request: as asked, or for about 20 requests a second, from 4 KiB to 1 MiB."""
     if parameters.block is not None:
         return parameters.block
-    wanted = min(parameters.rates().values()) // _BLOCKS_PER_S // ALIGNMENT_BYTES * ALIGNMENT_BYTES
+    wanted = rate_bps // _BLOCKS_PER_S // ALIGNMENT_BYTES * ALIGNMENT_BYTES
     return min(max(wanted, ALIGNMENT_BYTES), _MIB)
 
 
@@ -171,8 +172,14 @@ def next_due_s(due_s: float, interval_s: float, now_s: float) -> float:
 
 def _fill(file: ScratchFile, size: int) -> None:
     buffer = _random_pages(_MIB)
+    late_s = time.monotonic() + _FILL_WITHIN_S
     for offset in range(0, size, _MIB):
         os.pwrite(file.descriptor, buffer, offset)
+        if time.monotonic() > late_s:
+            raise Refusal(
+                f"this disk took only {format_size(offset + _MIB)} of a working set of {format_size(size)} in "
+                f"{_FILL_WITHIN_S:g} s; make `file_size` smaller"
+            )
     os.fdatasync(file.descriptor)
 
 
@@ -185,7 +192,7 @@ def _random_pages(length: int) -> mmap.mmap:
 
 def _work(file: ScratchFile, direction: Direction, rate_bps: int, parameters: DiskIoParameters) -> NoReturn:
     transfer = _read if direction == "read" else _write
-    block = block_bytes(parameters)
+    block = block_bytes(parameters, rate_bps)
     buffer = _random_pages(block)
     due_s = time.monotonic()
     for offset in itertools.cycle(range(0, parameters.file_size - block + 1, block)):
@@ -229,9 +236,8 @@ class Reading:
 class DiskMeter(Meter):
     """Rates at the storage layer, from /proc/PID/io of the workers, read from outside of them."""
 
-    asked_bps: dict[Direction, int]
+    parameters: DiskIoParameters
     workers: dict[Direction, ProcessKey]
-    block: int
     is_direct: bool
     _readings: list[Reading] = field(default_factory=list)
 
@@ -248,7 +254,8 @@ class DiskMeter(Meter):
         self._readings.append(Reading(boottime_ns(), moved))
 
     def effect(self) -> Effect:
-        asked = float(sum(self.asked_bps.values()))
+        asked_bps = self.parameters.rates()
+        asked = float(sum(asked_bps.values()))
         if len(self._readings) < 2:
             return Effect(asked, None, "bytes/s", False, "The fault ended before its rate could be measured.")
         first, last = self._readings[0], self._readings[-1]
@@ -258,9 +265,9 @@ class DiskMeter(Meter):
             sum(now.rates_since(before).values())
             for before, now in zip(self._readings, self._readings[1:], strict=False)
         ]
-        reasons = [reason for way in rates if (reason := self._why_not(way, rates[way], seconds))]
+        reasons = [reason for way in rates if (reason := self._why_not(way, rates[way], asked_bps[way], seconds))]
         said = " and ".join(
-            f"{way} {format_size(rate)}/s of {format_size(self.asked_bps[way])}/s" for way, rate in rates.items()
+            f"{way} {format_size(rate)}/s of {format_size(asked_bps[way])}/s" for way, rate in rates.items()
         )
         how = "past the page cache" if self.is_direct else "through the page cache, synced, for want of O_DIRECT"
         explanation = f"At the storage layer (/proc/PID/io), over {seconds:.1f} s: {said}, {how}."
@@ -275,9 +282,10 @@ class DiskMeter(Meter):
             highest=max(windows),
         )
 
-    def _why_not(self, way: Direction, rate_bps: float, seconds: float) -> str:
-        asked_bps = self.asked_bps[way]
-        one_block_bps = self.block / seconds  # the first or the last block may fall on either side of a reading
+    def _why_not(self, way: Direction, rate_bps: float, asked_bps: int, seconds: float) -> str:
+        one_block_bps = (
+            block_bytes(self.parameters, asked_bps) / seconds
+        )  # the first or the last block may fall on either side of a reading
         if abs(rate_bps - asked_bps) <= TOLERANCE * asked_bps + one_block_bps:
             return ""
         if rate_bps > asked_bps:

@@ -81,13 +81,24 @@ def _limit_of(group: Path) -> MemoryLimit | None:
 
 
 def _groups(pid: int, controller: str) -> Iterator[Path]:
-    """The folders of the group that governs this process and of its ancestors, as far as they are mounted here."""
-    mounts = _mounts((PROC / "self/mountinfo").read_text())
-    for line in (PROC / str(pid) / "cgroup").read_text().splitlines():
+    memberships = (PROC / str(pid) / "cgroup").read_text()
+    return group_folders((PROC / "self/mountinfo").read_text(), memberships, controller)
+
+
+def group_folders(mountinfo: str, memberships: str, controller: str) -> Iterator[Path]:
+    """The folders of the group that governs a process and of its ancestors, as far as they are mounted here.
+
+    Args:
+        mountinfo: the text of /proc/self/mountinfo.
+        memberships: the text of the process's /proc/PID/cgroup.
+        controller: `cpu`, `memory`; on version 2 every controller has the same folders.
+    """
+    mounts = _mounts(mountinfo)
+    for line in memberships.splitlines():
         _, controllers, path = line.split(":", 2)
         for mount in mounts:
-            ours = controller in controllers.split(",") if mount.version == 1 else not controllers
-            if not ours or (mount.version == 1 and controller not in mount.controllers):
+            named = {controller} & mount.controllers & set(controllers.split(","))
+            if not (named if mount.version == 1 else not controllers):
                 continue
             # In a container the mount shows a part of the tree only: `root` is where that part begins.
             inside = path if mount.root == "/" else path.removeprefix(mount.root)
