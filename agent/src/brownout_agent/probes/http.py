@@ -23,6 +23,7 @@ LARGEST_HEAD = 64 * 1024
 LONGEST_IDENTITY = 100
 _METHODS = ("GET", "HEAD", "OPTIONS")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
+_USER_INFO = re.compile(r"[^/?#]*//[^/?#]*@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +128,12 @@ class _Target:
 
 @lru_cache(maxsize=256)
 def _target(url: str) -> _Target:
+    if _USER_INFO.match(url):  # first of all, so that no other refusal repeats a password
+        raise ValueError("url holds a user name; put an `Authorization: Basic ...` line in headers instead")
     if not url.isascii() or not url.isprintable() or " " in url:
         raise ValueError(f"url `{url}` has blanks, control or non-ASCII characters; percent-encode them")
+    if not url.lower().startswith(("http://", "https://")):
+        raise ValueError(f"url `{url}` does not begin with http:// or https://")
     try:
         parts = urlsplit(url)
         tls = parts.scheme == "https"
@@ -136,10 +141,6 @@ def _target(url: str) -> _Target:
         address = Address(parts.hostname or "", (443 if tls else 80) if port is None else port)
     except ValueError as error:
         raise ValueError(f"url `{url}`: {error}") from error
-    if parts.scheme not in ("http", "https"):
-        raise ValueError(f"url `{url}` does not begin with http:// or https://")
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("url holds a user name; put an `Authorization: Basic ...` line in headers instead")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return _Target(address, tls, parts.netloc, path)
 

@@ -7,7 +7,7 @@ look: a connection that is kept would stay with the *old* process after a reload
 import asyncio
 import csv
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -50,7 +50,7 @@ class HaproxyWatcher:
         if not _NAME.fullmatch(self.backend):
             raise ValueError(f"backend `{self.backend}` is not a name that HAProxy allows: letters, digits and _.:-")
 
-    async def changes(self, every_s: float = 0.1) -> AsyncIterator[Change]:
+    async def changes(self, every_s: float = 0.1) -> AsyncGenerator[Change, None]:
         """Yield every change until cancelled, looking every `every_s` seconds.
 
         Raises:
@@ -112,16 +112,21 @@ class State:
 
 
 def parse_states(answer: str) -> dict[str, State]:
-    """The states in a CSV answer to `show stat`, by subject: `backend`, or `backend/server`. Frontends are left out.
+    """The states in a whole answer to `show stat`, by subject: each `backend`, then each `backend/server`.
 
     Raises:
-        ValueError: not such an answer.
+        ValueError: not such an answer, or only the beginning of one.
     """
+    if not answer.startswith("# pxname,svname,") or not answer.endswith("\n\n"):
+        raise ValueError(f"not HAProxy's whole answer to `show stat`: {answer.strip()[:80]!r}")
     try:
-        rows = list(csv.DictReader(answer.removeprefix("# ").splitlines()))
-        return {_subject(row): _state(row) for row in rows if row["svname"] != "FRONTEND"}
+        rows = [row for row in csv.DictReader(answer[2:].splitlines()) if row["svname"] != "FRONTEND"]
+        if any(None in row.values() for row in rows):
+            raise csv.Error("a row is too short")
+        rows.sort(key=lambda row: row["svname"] != "BACKEND")
+        return {_subject(row): _state(row) for row in rows}
     except (KeyError, csv.Error) as error:
-        raise ValueError(f"not HAProxy's answer to `show stat`: {answer.strip()[:80]!r}") from error
+        raise ValueError(f"HAProxy's answer to `show stat` lacks a column or is broken: {error}") from error
 
 
 def _subject(row: Mapping[str, str]) -> str:
