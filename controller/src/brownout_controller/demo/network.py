@@ -91,14 +91,15 @@ def pids_in(name: str) -> list[int]:
 def inside(name: str, argv: Sequence[str], *, as_nobody: bool = False, unprivileged: bool = False) -> list[str]:
     """The argv that runs `argv` in a namespace, in the caller's own mount namespace.
 
-    Not `ip netns exec`: that mounts a fresh /sys, which hides /sys/fs/cgroup from an injector. `unprivileged` keeps
-    root's user id, so that a checkout under /root stays readable, and drops every capability for good.
+    Not `ip netns exec`: that mounts a fresh /sys, which hides /sys/fs/cgroup from an injector. `unprivileged` drops
+    every capability for good but the one to read: the program itself may lie in somebody's closed home folder.
     """
     enter = ["nsenter", f"--net={NETNS / name}"]
     if as_nobody:
         enter += ["--setuid", str(NOBODY), "--setgid", str(NOBODY)]
     if unprivileged:
-        enter += ["setpriv", "--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all"]
+        enter += ["setpriv", "--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all"]
+        enter += ["--bounding-set=-all,+dac_read_search"]
     return [*enter, *argv]
 
 

@@ -41,7 +41,8 @@ def haproxy_configuration(host: str, runtime_socket: Path) -> str:
     """HAProxy as the edge, set as its users set it: checks, retries, another server after the last, bounded waits.
 
     app-1 serves and app-2 stands by, so every moment of a failover is one moment and not a matter of which server a
-    request was dealt. It logs to standard output with a time stamp in microseconds on each line, and offers its runtime socket.
+    request was dealt. It logs to standard output with a time stamp in microseconds on each line, and offers its
+    runtime socket.
     """
     listen = [f"bind {ADDRESSES[host].v4}:{SHOP_PORT}"]
     if has_ipv6():
