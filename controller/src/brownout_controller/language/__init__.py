@@ -69,11 +69,15 @@ def check(source: Source, overrides: Mapping[str, str] = NO_OVERRIDES) -> Checke
     written, diagnostics = parse_document(source)
     root, of_variables = substitute(written, overrides, source)
     diagnostics += of_variables
+    broken = {(found.line, found.column) for found in diagnostics}
+    following: list[Diagnostic] = []
     try:
         file = ExperimentFile.model_validate(plain(root))
     except ValidationError as error:
-        diagnostics += findings_of(error, root)
-    diagnostics += check_references(root)
+        following += findings_of(error, root)
+    following += check_references(root)
+    # What stands where the text itself was wrong has no value; anything said of that value is noise.
+    diagnostics += [found for found in following if (found.line, found.column) not in broken]
     if diagnostics:
         raise InvalidExperiment(diagnostics, source)
     experiment = Experiment.of(file, source.text, hashlib.sha256(source.text.encode()).hexdigest())

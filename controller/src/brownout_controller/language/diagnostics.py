@@ -105,16 +105,8 @@ class InvalidExperiment(Exception):
 
 
 def in_order(diagnostics: Iterable[Diagnostic]) -> tuple[Diagnostic, ...]:
-    """By line and column, errors before warnings, and one finding for one place: what follows from it is noise."""
-    first: dict[Span, Diagnostic] = {}
-    others: list[Diagnostic] = []
-    for diagnostic in sorted(diagnostics, key=lambda found: (found.line, found.column, found.severity)):
-        place = Span(diagnostic.line, diagnostic.column)
-        if diagnostic.line == 0:
-            others.append(diagnostic)
-        else:
-            first.setdefault(place, diagnostic)
-    return (*others, *first.values())
+    """By line and column, each once, errors before warnings."""
+    return tuple(sorted(dict.fromkeys(diagnostics), key=lambda found: (found.line, found.column, found.severity)))
 
 
 def render_all(diagnostics: Iterable[Diagnostic], source: Source) -> str:

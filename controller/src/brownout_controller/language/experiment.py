@@ -23,10 +23,10 @@ from brownout_controller.language.forms import (
     PickForm,
     PositiveDuration,
     SelectorForm,
-    not_boolean,
     one_or_more,
     refusal,
     selector,
+    strict_booleans,
 )
 from brownout_controller.language.nearest import nearest
 from brownout_controller.language.selectors import Pick, Selector
@@ -50,6 +50,12 @@ def _vantage(value: str) -> str:
 
 Vantage = Annotated[str, AfterValidator(_vantage)]
 Text = Annotated[str, Field(max_length=1_000)]
+
+
+def _variable(value: object) -> object:
+    if isinstance(value, dict | list) or value is None:
+        raise refusal("wrong-type", "a variable is a single value", "write text or a number")
+    return value
 
 
 class Section(BaseModel):
@@ -194,11 +200,11 @@ def _guard(data: object) -> object:
     """The guard that the keys speak of, so that errors are about that one and not about all three."""
     if not isinstance(data, dict):
         raise refusal("wrong-type", "a guard is a mapping", 'write {probe: ..., abort_if: "outage > 45s"}')
-    if "agent_lost" in data:
-        return AgentLostGuard.model_validate(data)
-    if "max_duration" in data:
-        return MaxDurationGuard.model_validate(data)
-    return ProbeGuard.model_validate(data)
+    by_key: dict[str, type[Section]] = {
+        "probe": ProbeGuard, "abort_if": ProbeGuard, "agent_lost": AgentLostGuard, "max_duration": MaxDurationGuard,
+    }  # fmt: skip
+    meant = (by_key[similar] for key in data if (similar := nearest(str(key), by_key)))
+    return next(meant, ProbeGuard).model_validate(data)
 
 
 class FaultSpec(Section):
@@ -251,10 +257,8 @@ class FaultSpec(Section):
         if shapes:
             raise ValidationError.from_exception_data("with", shapes)
         model = catalogue()[info.data["inject"]].Parameters
-        wrong = not_boolean({name: field.annotation for name, field in model.model_fields.items()}, written)
-        if wrong:
-            raise ValidationError.from_exception_data("with", wrong)
-        model.model_validate(written)
+        types = {name: field.annotation for name, field in model.model_fields.items()}
+        model.model_validate(strict_booleans(types, written))
         return written
 
 
@@ -284,7 +288,7 @@ class ExperimentFile(Section):
     owner: Text = Field(default="", description="who answers for it")
     environment: Name = Field(default="staging", description="where it may run")
     labels: dict[str, Text] = Field(default_factory=dict, description="words of your own, kept with every run")
-    vars: dict[Name, bool | int | float | Text] = Field(
+    vars: dict[Name, Annotated[bool | int | float | Text, BeforeValidator(_variable)]] = Field(
         default_factory=dict, description="values written once, used as ${vars.name} and set by --var name=value"
     )
     targets: dict[Name, Target] = Field(default_factory=dict, description="groups of hosts, named once")

@@ -1,5 +1,6 @@
 """From pydantic's errors to findings with a place in the file, in the language's own words."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
@@ -66,8 +67,24 @@ _WANTED = {
 
 def findings_of(error: ValidationError, root: MappingNode) -> Iterator[Diagnostic]:
     """Every error of pydantic as a finding."""
-    for found in error.errors(include_url=False):
-        yield _finding(found, _Located.at(found["loc"], root))
+    branches: dict[Place, list[str]] = {}
+    errors = error.errors(include_url=False)
+    misspelt = {
+        _meant(located, root)
+        for found in errors
+        if found["type"] == "extra_forbidden"
+        for located in [_Located.at(found["loc"], root)]
+    }
+    for found in errors:
+        located = _Located.at(found["loc"], root)
+        if found["type"] in _WANTED and located.missing:  # one branch of a union
+            branches.setdefault(located.place, []).append(_WANTED[found["type"]][0])
+        elif not _follows(found, located, misspelt):
+            yield _finding(found, located)
+    for place, wanted in branches.items():
+        located = _Located.at(place, root)
+        message = f"{_what(located)} must be {' or '.join(wanted)}, and {_shown(located.node)} is not"
+        yield Diagnostic("wrong-type", message, located.node.span, help=located.help)
 
 
 def keys_at(place: Place, root: MappingNode) -> list[str]:
@@ -115,6 +132,15 @@ def subject_of(place: Place, root: MappingNode) -> str:
     return "the experiment"
 
 
+def help_at(place: Place, root: MappingNode) -> str:
+    """The command that explains what belongs at a place: names and numbers left out, and only keys that exist."""
+    topic: list[str] = []
+    for depth, step in enumerate(place):
+        if step in keys_at(place[:depth], root):
+            topic.append(str(step))
+    return f"brownout explain {'.'.join(topic) or 'experiment'}"
+
+
 def child(node: Node | None, step: int | str) -> Node | None:
     """The node one step below, or None if it is not there."""
     if isinstance(node, MappingNode):
@@ -151,7 +177,7 @@ class _Located:
             written = _written_step(step, node)
             below = child(node, written)
             if below is None:
-                return cls(place, node, key, root, loc[depth:])
+                return cls(place, node, key, root, (written, *loc[depth + 1 :]))
             key = node.key(str(written)) if isinstance(node, MappingNode) else None
             node, place = below, (*place, written)
         return cls(place, node, key, root, ())
@@ -169,16 +195,13 @@ class _Located:
 
     @property
     def help(self) -> str:
-        words = [str(step) for step in (*self.place, *self.missing) if isinstance(step, str)]
-        if words and words[0] in ("targets", "probes", "watch") and len(words) > 1:
-            del words[1]
-        if words[:1] == ["expect"]:
-            del words[1:]
-        return f"brownout explain {'.'.join(words)}" if words else "brownout explain experiment"
+        return help_at((*self.place, *self.missing), self.root)
 
 
 def _written_step(step: int | str, node: Node) -> int | str:
-    """The key under which a file has what the model calls the kind or its settings."""
+    """The key under which a file has what the model calls the kind or its settings, or by a field's own name."""
+    if step == "parameters":
+        return "with"
     if step not in (KIND_KEY, SETTINGS_KEY) or not isinstance(node, MappingNode):
         return step
     own = {"identity", "every", "from"}
@@ -193,7 +216,7 @@ def _finding(found: Any, located: _Located) -> Diagnostic:
         return _bad_name(located)
     if kind == "extra_forbidden":
         return _unknown_key(located)
-    if kind == "missing" or located.missing:
+    if kind == "missing" or KIND_KEY in located.missing:
         return _missing_key(found, located)
     if kind in ("too_short", "too_long"):
         few = kind == "too_short"
@@ -208,8 +231,8 @@ def _finding(found: Any, located: _Located) -> Diagnostic:
 def _own_finding(code: str, context: Any, located: _Located) -> Diagnostic:
     node = located.node
     span = node.span
-    if "start" in context and isinstance(node, ScalarNode):
-        span = span_within(node, context["start"], context["end"])
+    if context["part"] and isinstance(node, ScalarNode):
+        span = span_within(node, *context["part"])
     if located.key and code in ("unknown-kind", "not-yet") and located.place[0] in ("probes", "watch"):
         span = located.key.span
     what = located.subject if code in ("unknown-kind", "not-yet") else _what(located)
@@ -228,10 +251,31 @@ def _value_finding(found: Any, located: _Located) -> Diagnostic:
         return Diagnostic("wrong-value", f"{_what(located)} cannot be {value}", span, f"write {context['expected']}")
     if kind == "string_pattern_mismatch":
         return Diagnostic("bad-name", f"{_what(located)}: {value} is not a name", span, "use a-z, 0-9 and -, up to 63")
+    if should := re.match(r"(?:Input|String|Value|Number|List|Tuple) should ", found["msg"]):
+        message = f"{_what(located)} must {found['msg'][should.end() :]}, and {value} is not"
+        return Diagnostic("bad-value", message, span, help=located.help)
     message, _, label = found["msg"].removeprefix("Value error, ").partition("; ")
-    code = kind if "-" in kind else "bad-value"
-    text = message[:1].lower() + message[1:] if not message.startswith("`") else message
-    return Diagnostic(code, f"{_what(located)}: {text}", span, label, located.help)
+    return Diagnostic("bad-value", f"{_what(located)}: {message}", span, label, located.help)
+
+
+def _follows(found: Any, located: _Located, misspelt: set[Place]) -> bool:
+    """Whether the error only follows from another one: a key is missing since it was misspelt, a list seems too short
+    to pydantic since it leaves out the items that are wrong."""
+    if found["type"] == "missing":
+        return (*located.place, *located.missing) in misspelt
+    return (
+        found["type"] == "too_short"
+        and isinstance(located.node, SequenceNode)
+        and len(located.node.items) >= found["ctx"]["min_length"]
+    )
+
+
+def _meant(located: _Located, root: MappingNode) -> Place:
+    """The place that an unknown key was likely meant for; the place itself if none is near."""
+    *parent, name = located.place
+    known = keys_at(tuple(parent), root)
+    synonyms = {other: key for other, key in SYNONYMS.items() if key in known}
+    return (*parent, nearest(str(name), known, synonyms) or name)
 
 
 def _unknown_key(located: _Located) -> Diagnostic:
@@ -240,19 +284,12 @@ def _unknown_key(located: _Located) -> Diagnostic:
     if not parent and name in later.SECTIONS:
         label = "take it out to run the rest"
         return Diagnostic("not-yet", f"this version does not do `{name}`", located.key.span, label)
-    similar = nearest(
-        name, known := keys_at(parent, located.root), {other: key for other, key in SYNONYMS.items() if key in known}
-    )
-    label = f"did you mean `{similar}`?" if similar else f"known here: {', '.join(known)}"
-    where = [*takewhile(lambda step: isinstance(step, str), parent[2:])] if parent else []
-    subject = subject_of(parent, located.root) + (f", `{'.'.join(map(str, where))}`," if where else "")
-    path = [str(step) for step in parent if isinstance(step, str)]
-    if path and path[0] in ("targets", "probes", "watch"):
-        del path[1]
-    topic = ".".join([*path, similar] if similar else path) or "experiment"
-    return Diagnostic(
-        "unknown-key", f"{subject} has no key {quoted(name)}", located.key.span, label, f"brownout explain {topic}"
-    )
+    known, meant = keys_at(parent, located.root), _meant(located, located.root)
+    label = f"did you mean `{meant[-1]}`?" if meant[-1] in known else f"known here: {', '.join(known)}"
+    where = [str(step) for step in takewhile(lambda step: isinstance(step, str), parent[2:])]
+    subject = subject_of(parent, located.root) + (f", `{'.'.join(where)}`," if where else "")
+    message = f"{subject} has no key {quoted(name)}"
+    return Diagnostic("unknown-key", message, located.key.span, label, help_at(meant, located.root))
 
 
 def _missing_key(found: Any, located: _Located) -> Diagnostic:

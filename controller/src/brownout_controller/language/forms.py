@@ -11,7 +11,7 @@ from brownout_agent.quantities import (
     parse_size_bytes,
 )
 from pydantic import BeforeValidator, Field, PlainSerializer
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from brownout_controller.language import later
 from brownout_controller.language.expectations import Expectation, InvalidExpectation, parse_expectation
@@ -22,12 +22,12 @@ LONGEST_MS = 24 * 3_600_000.0
 NAME_PATTERN = r"^[a-z0-9-]{1,63}$"
 
 
-def refusal(code: str, message: str, label: str = "", **place: Any) -> PydanticCustomError:
+def refusal(code: str, message: str, label: str = "", part: tuple[int, int] | None = None) -> PydanticCustomError:
     """The error to raise, which pydantic carries to its place in the file. Braces in texts are literal.
 
-    `place` may hold `start` and `end`, offsets into the text that is wrong.
+    `part` is the start and end of what is wrong within the value's text; all of it if None.
     """
-    return PydanticCustomError(code, "{text}", {"text": message, "label": label, **place})
+    return PydanticCustomError(code, "{text}", {"text": message, "label": label, "part": part})
 
 
 def reworded(code: str, error: ValueError) -> PydanticCustomError:
@@ -64,14 +64,10 @@ def expectation(value: object) -> Expectation:
     try:
         return parse_expectation(value)
     except InvalidExpectation as error:
-        if value[error.start : error.end] in later.METRICS:
-            metric = value[error.start : error.end]
-            raise refusal("not-yet", f"this version has no metric `{metric}`", **_place(error)) from error
-        raise refusal(error.code, error.message, error.hint, **_place(error)) from error
-
-
-def _place(error: InvalidExpectation) -> dict[str, int]:
-    return {"start": error.start, "end": error.end}
+        part = (error.start, error.end)
+        if (metric := value[error.start : error.end]) in later.METRICS:
+            raise refusal("not-yet", f"this version has no metric `{metric}`", part=part) from error
+        raise refusal(error.code, error.message, error.hint, part) from error
 
 
 def selector(value: object) -> Selector:
@@ -92,13 +88,16 @@ def pick(value: object) -> Pick:
         raise reworded("bad-pick", error) from error
 
 
-def not_boolean(types: Mapping[str, object], written: Mapping[str, Any]) -> list[InitErrorDetails]:
-    """What stands where true or false belongs. pydantic would take `no`, `off`, 0 and more for false."""
-    return [
-        InitErrorDetails(type="bool_type", loc=(name,), input=written[name])
-        for name, type_ in types.items()
-        if type_ in (bool, bool | None) and name in written and not isinstance(written[name], bool)
-    ]
+def strict_booleans(types: Mapping[str, object], written: Mapping[str, Any]) -> dict[str, Any]:
+    """What was written, with a thing that pydantic refuses wherever neither true nor false stands for a boolean.
+
+    pydantic takes `no`, `off`, 0 and more for false; here they are a text and a number, and not booleans.
+    """
+    refused: object = []
+    return {
+        name: refused if types.get(name) in (bool, bool | None) and not isinstance(value, bool) else value
+        for name, value in written.items()
+    }
 
 
 def one_or_more(value: object) -> object:

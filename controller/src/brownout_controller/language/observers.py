@@ -14,7 +14,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from brownout_controller.language import later
 from brownout_controller.language.expectations import Observer
-from brownout_controller.language.forms import not_boolean, positive_duration, refusal, reworded
+from brownout_controller.language.forms import positive_duration, refusal, reworded, strict_booleans
 from brownout_controller.language.nearest import nearest
 
 IDENTITY_FIELD = "identity_header"
@@ -30,6 +30,11 @@ def kinds(observer: Observer) -> dict[str, type[Any]]:
 def fields_by_key(cls: type[Any]) -> dict[str, "dataclasses.Field[Any]"]:
     """The fields of a kind's settings, by the keys that people write."""
     return {field.name.removesuffix("_ms"): field for field in dataclasses.fields(cls) if field.name != IDENTITY_FIELD}
+
+
+def has_default(field: "dataclasses.Field[Any]") -> bool:
+    """Whether a setting may be left out."""
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 
 def check_kind(observer: Observer, kind: str) -> str:
@@ -60,8 +65,8 @@ def check_settings(observer: Observer, kind: str, written: object, identity: str
     fields = fields_by_key(cls)
     short = not isinstance(written, Mapping)
     values: Mapping[str, Any] = written if isinstance(written, Mapping) else {next(iter(fields)): written}
-    converted, problems = _convert(values, fields)
-    problems += not_boolean({key: field.type for key, field in fields.items()}, values)
+    types = {key: field.type for key, field in fields.items()}
+    converted, problems = _convert(strict_booleans(types, values), fields)
     if identity:
         converted[IDENTITY_FIELD] = identity
     adapter = TypeAdapter(cls)
@@ -100,9 +105,11 @@ def _moved(found: Any, written: object, short: bool) -> InitErrorDetails:
         loc = (str(loc[0]).removesuffix("_ms"), *loc[1:])
     elif isinstance(written, Mapping):
         loc = tuple(_named_keys(str(found["msg"]), written))[:1]
-    return InitErrorDetails(
-        type=_custom(found), loc=() if short and found["type"] != "missing" else loc, input=found["input"]
-    )
+    if short and found["type"] != "missing":
+        loc = ()
+    if found["type"] == "value_error":
+        return InitErrorDetails(type=reworded("bad-value", found["ctx"]["error"]), loc=loc, input=found["input"])
+    return InitErrorDetails(type=found["type"], loc=loc, input=found["input"], ctx=found.get("ctx", {}))
 
 
 def _named_keys(message: str, written: Mapping[str, Any]) -> Iterator[str]:
@@ -112,12 +119,6 @@ def _named_keys(message: str, written: Mapping[str, Any]) -> Iterator[str]:
         for key in (word.removesuffix("_ms"), f"{word}s"):
             if key in written:
                 yield key
-
-
-def _custom(found: Any) -> PydanticCustomError | str:
-    if found["type"] != "value_error":
-        return str(found["type"])
-    return reworded("bad-value", found["ctx"]["error"])
 
 
 def _listed(names: Mapping[str, Any]) -> str:

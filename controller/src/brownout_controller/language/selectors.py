@@ -58,7 +58,10 @@ class Selector:
             raise ValueError(f"a selector has at most {_LONGEST_SELECTOR} characters")
         if not text.strip():
             raise ValueError("an empty selector would mean every host; write one like role=app")
-        return cls(tuple(_requirement(part.strip()) for part in _COMMA_OUTSIDE_BRACKETS.split(text)))
+        parts = [part.strip() for part in _COMMA_OUTSIDE_BRACKETS.split(text)]
+        if not all(parts):
+            raise ValueError(f"`{text}` has a comma too many; write one like role=app,zone=a")
+        return cls(tuple(_requirement(part) for part in parts))
 
     def matches(self, labels: Mapping[str, str]) -> bool:
         """Whether a host with these labels is meant."""
