@@ -68,24 +68,6 @@ def test_a_metric_that_resembles_nothing_lists_what_there_is() -> None:
         parse_expectation("zzz < 5s")
 
 
-@pytest.mark.parametrize(
-    ("operator", "below", "equal", "above"),
-    [
-        ("<", True, False, False),
-        ("<=", True, True, False),
-        (">", False, False, True),
-        (">=", False, True, True),
-        ("==", False, True, False),
-        ("!=", True, False, True),
-    ],
-)
-def test_an_operator_judges_values_below_at_and_above_the_limit(
-    operator: str, below: bool, equal: bool, above: bool
-) -> None:
-    expectation = parse_expectation(f"outage {operator} 5s")
-    assert [expectation.holds(value) for value in (4_999.0, 5_000.0, 5_001.0)] == [below, equal, above]
-
-
 @given(st.text(max_size=120) | st.builds("{} < {}".format, st.sampled_from(sorted(METRICS)), st.text(max_size=20)))
 def test_no_text_raises_anything_but_the_refusal_with_a_place_inside_the_text(text: str) -> None:
     outcome = _outcome(text)

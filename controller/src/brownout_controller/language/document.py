@@ -68,7 +68,7 @@ def parse_document(source: Source) -> tuple[MappingNode, list[Diagnostic]]:
         builder.feed(event)
     root = builder.root
     if root is None or (isinstance(root, ScalarNode) and root.value is None):
-        help_ = "brownout init writes one to begin with"
+        help_ = "brownout explain experiment"
         raise InvalidExperiment(
             [Diagnostic("empty", "there is no experiment in this file", Span(1, 1), help=help_)], source
         )

@@ -5,7 +5,6 @@ durations, 0-100 for percentages, plain numbers for counts.
 """
 
 import math
-import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,15 +17,6 @@ from brownout_controller.language.nearest import nearest
 _LONGEST_TEXT = 100
 _FORM = re.compile(r"\s*(?P<metric>[^\s<>=!]+)\s*(?P<operator><=|>=|==|!=|<|>)\s*(?P<limit>[^\s<>=!].*?)\s*")
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
-
-OPERATORS: dict[str, Callable[[float, float], bool]] = {
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-    "==": operator.eq,
-    "!=": operator.ne,
-}
 
 
 class Unit(StrEnum):
@@ -116,10 +106,6 @@ class Expectation:
     operator: str
     limit: float
     unit: str
-
-    def holds(self, value: float) -> bool:
-        """Whether a measured value, in the canonical unit, meets it."""
-        return OPERATORS[self.operator](value, self.limit)
 
 
 def parse_expectation(text: str) -> Expectation:

@@ -4,8 +4,12 @@ A field `timeout_ms` is the key `timeout` in a file, and its value a duration. `
 kind: it is written as `identity: {header: ...}` beside it.
 """
 
+import ast
 import dataclasses
+import inspect
+import textwrap
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 from brownout_agent.observe import probe_kinds, watcher_kinds
@@ -123,3 +127,15 @@ def _named_keys(message: str, written: Mapping[str, Any]) -> Iterator[str]:
 
 def _listed(names: Mapping[str, Any]) -> str:
     return ", ".join(f"`{name}`" for name in names)
+
+
+def field_docs(cls: type[Any]) -> dict[str, str]:
+    """What the text under each field of a dataclass says of it, by the keys that people write."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(definition, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for field, text in pairwise(definition.body):
+        match field, text:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
+                docs[name.removesuffix("_ms")] = " ".join(doc.split()).replace(", in milliseconds", "")
+    return docs

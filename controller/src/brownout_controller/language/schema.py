@@ -54,9 +54,12 @@ def _add_kinds(section: dict[str, Any], observer: Observer) -> None:
 
 def _settings_schema(cls: type[Any]) -> dict[str, Any]:
     described = TypeAdapter(cls).json_schema(schema_generator=_Written)["properties"]
-    fields = observers.fields_by_key(cls)
+    fields, docs = observers.fields_by_key(cls), observers.field_docs(cls)
     properties = {
-        key: dict(SCHEMAS[positive_duration]) if field.name.endswith("_ms") else described[field.name]
+        key: {
+            **(SCHEMAS[positive_duration] if field.name.endswith("_ms") else described[field.name]),
+            "description": docs.get(key, ""),
+        }
         for key, field in fields.items()
     }
     required = [key for key, field in fields.items() if not observers.has_default(field)]

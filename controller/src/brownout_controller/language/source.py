@@ -102,4 +102,4 @@ def _similar_file(path: Path) -> str:
     except OSError:
         return ""
     similar = nearest(path.name, names)
-    return f"did you mean {path.parent / similar}?" if similar else "brownout init writes one to begin with"
+    return f"did you mean {path.parent / similar}?" if similar else "brownout explain experiment"
