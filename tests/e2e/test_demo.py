@@ -1,0 +1,104 @@
+"""`brownout demo` as its users start it: the story, the exit code, and that nothing stays behind."""
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from brownout_controller.demo.leftovers import leftovers
+from brownout_controller.demo.network import NOBODY
+
+BROWNOUT = Path(sys.executable).parent / "brownout"
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+
+@contextmanager
+def started(argv: list[str | Path]) -> Iterator["subprocess.Popen[str]"]:
+    demo = subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, bufsize=1
+    )
+    try:
+        yield demo
+    finally:
+        demo.kill()
+        demo.communicate()
+
+
+def read_until(demo: "subprocess.Popen[str]", pattern: str, within_s: float) -> str:
+    """What the demo says up to the first line in which `pattern` is found."""
+    assert demo.stdout is not None
+    said, deadline = "", time.monotonic() + within_s
+    while not re.search(pattern, said):
+        ready, _, _ = select.select([demo.stdout], [], [], max(0, deadline - time.monotonic()))
+        assert ready, f"`{pattern}` not within {within_s} s of:\n{said}"
+        said += os.read(demo.stdout.fileno(), 65536).decode()
+    return said
+
+
+@needs_root
+def test_the_demo_holds_shows_the_failover_writes_the_report_and_leaves_nothing(tmp_path: Path) -> None:
+    before = leftovers()
+    begun = time.monotonic()
+    done = subprocess.run(
+        [BROWNOUT, "demo", "--report-dir", tmp_path], capture_output=True, text=True, timeout=150, check=False
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert time.monotonic() - begun < 120
+    for words in ("HAProxy 2.", "nginx 1.", "held", "Everything is removed", "app-2"):
+        assert words.lower() in said.lower()
+    assert [path.suffix for path in sorted(tmp_path.iterdir())].count(".html") == 1
+    assert leftovers(known=before) == []
+
+
+@needs_root
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_demo_that_is_interrupted_in_the_middle_of_its_fault_leaves_nothing(tmp_path: Path, number: int) -> None:
+    before = leftovers()
+    with started([BROWNOUT, "demo", "--report-dir", tmp_path]) as demo:
+        read_until(demo, "lose-app-1.*", 60)
+        os.killpg(demo.pid, number) if number == signal.SIGINT else demo.send_signal(number)
+        said, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 128 + number, said
+    assert "Everything is removed" in said
+    assert leftovers(known=before) == []
+
+
+@needs_root
+def test_what_a_killed_demo_leaves_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    before = leftovers()
+    with started([BROWNOUT, "demo", "--report-dir", tmp_path]) as demo:
+        read_until(demo, "lose-app-1.*", 60)
+        demo.kill()
+    left = leftovers(known=before)
+    assert any(line.startswith("namespace ") for line in left)
+    with started([BROWNOUT, "demo", "--report-dir", tmp_path]) as demo:
+        said = read_until(demo, "An injector and an agent", 60)
+        demo.send_signal(signal.SIGTERM)
+        demo.communicate(timeout=60)
+    assert "killed before its end" in said
+    assert leftovers(known=before) == []
+
+
+def test_an_ordinary_user_sees_what_needs_no_privilege_and_what_was_left_out(tmp_path: Path) -> None:
+    argv: list[str | Path] = [BROWNOUT, "demo", "--report-dir", tmp_path]
+    if os.geteuid() == 0:
+        tmp_path.chmod(0o777)
+        # The one capability lets it read this checkout, which may lie in root's closed home folder.
+        reads = "-all,+dac_read_search"
+        drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        argv = [*drop, f"--inh-caps={reads}", f"--ambient-caps={reads}", f"--bounding-set={reads}", *argv]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "Left out: the staging network" in said
+    assert "since it takes root" in said
+    assert list(tmp_path.glob("*.html"))
