@@ -17,6 +17,7 @@ from brownout_agent import __version__
 from brownout_agent.agent.identity import JoinError, Membership, load
 from brownout_agent.agent.joining import join
 from brownout_agent.agent.session import Agent
+from brownout_agent.kernel import limits
 
 DEFAULT_STATE = Path("/var/lib/brownout/agent")
 DEFAULT_SOCKET = Path("/run/brownout/injector.sock")
@@ -57,6 +58,8 @@ def _join(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.parent:
+        limits.die_with_parent(options.parent, signal.SIGTERM)
     asyncio.run(_until_signalled(Agent(options.state_dir, load(options.state_dir), options.injector_socket)))
     return 0
 
@@ -85,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
     running = commands.add_parser("run", help="stay connected and pass orders to the injector")
     running.add_argument("--injector-socket", type=Path, default=DEFAULT_SOCKET)
+    running.add_argument("--parent", type=int, metavar="PID", help="end when this parent dies")
     running.set_defaults(run=_run)
 
     for command in (joining, running):

@@ -53,6 +53,9 @@ class Observers:
                 observer_id=order.observer_id, at_boottime_ns=boottime_ns(), message=str(error)
             )
             self._send(fleet_pb2.AgentMessage(observer_error=trouble))
+        finally:
+            ended = fleet_pb2.ObserverEnded(observer_id=order.observer_id)
+            self._send(fleet_pb2.AgentMessage(observer_ended=ended))
 
     async def _probe(self, order: fleet_pb2.Observe, probe: Probe) -> None:
         async def deliver(samples: list[Sample], missed: int) -> None:

@@ -22,7 +22,7 @@ class Outbox:
 
     def put(self, message: fleet_pb2.AgentMessage) -> None:
         """Queue a message; what is about faults and clocks goes before samples."""
-        is_sample = message.WhichOneof("body") == "samples"
+        is_sample = message.WhichOneof("body") in {"samples", "observer_ended"}  # the end comes after the last sample
         (self._samples if is_sample else self._urgent).append(message)
         self._filled.set()
 

@@ -21,7 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from brownout_agent.kernel.clock import boot_id
+from brownout_agent.kernel.clock import boot_id, boottime_ns
 from brownout_agent.kernel.processes import ProcessKey
 
 CAPACITY_BYTES = 4 * 2**20
@@ -64,6 +64,8 @@ class Entry:
     holders: tuple[ProcessKey, ...] = ()
     cause: str = ""
     residue: tuple[str, ...] = ()
+    at_boottime_ns: int = 0
+    """When this mark was made."""
 
 
 def encode(entry: Entry) -> bytes:
@@ -72,7 +74,7 @@ def encode(entry: Entry) -> bytes:
         "id": entry.fault_id, "mark": entry.mark, "kind": entry.kind, "run": entry.run_id,
         "parameters": entry.parameters, "facts": entry.facts, "duration_s": entry.duration_s,
         "boot": entry.boot_id, "holders": [key.as_json() for key in entry.holders],
-        "cause": entry.cause, "residue": list(entry.residue),
+        "cause": entry.cause, "residue": list(entry.residue), "at": entry.at_boottime_ns,
     }  # fmt: skip
     body = json.dumps(plain, separators=(",", ":")).encode()
     return b"%08x %s\n" % (zlib.crc32(body), body)
@@ -88,7 +90,7 @@ def _decode_line(line: bytes) -> Entry | None:
             fault_id=plain["id"], mark=Mark(plain["mark"]), kind=plain["kind"], run_id=plain["run"],
             parameters=plain["parameters"], facts=plain["facts"], duration_s=plain["duration_s"],
             boot_id=plain["boot"], holders=tuple(ProcessKey.from_json(pair) for pair in plain["holders"]),
-            cause=plain["cause"], residue=tuple(plain["residue"]),
+            cause=plain["cause"], residue=tuple(plain["residue"]), at_boottime_ns=plain["at"],
         )  # fmt: skip
     except (ValueError, KeyError, TypeError):
         return None
@@ -180,7 +182,7 @@ class Journal:
         """
         if not self.has_room:
             raise JournalError(f"{self._path} is full of unfinished faults; next: brownout-injector doctor")
-        self._write(replace(entry, mark=Mark.RECORDED, boot_id=boot_id()))
+        self._write(replace(entry, mark=Mark.RECORDED, boot_id=boot_id(), at_boottime_ns=boottime_ns()))
 
     def mark(self, fault_id: str, mark: Mark, **changes: Any) -> Entry:
         """Note how far a fault has come; durable when it returns.
@@ -188,7 +190,7 @@ class Journal:
         Raises:
             JournalError: the disk refused.
         """
-        entry = replace(self.entries[fault_id], mark=mark, **changes)
+        entry = replace(self.entries[fault_id], mark=mark, at_boottime_ns=boottime_ns(), **changes)
         self._write(entry)
         return entry
 
@@ -212,7 +214,7 @@ class Journal:
     def _tidy(self) -> None:
         """Write the file anew with what is unfinished and the latest past ids, and swap it in by rename."""
         past = [entry for entry in self.entries.values() if entry.mark in FINISHED][-_PAST_KEPT:]
-        kept = self.unfinished + [Entry(entry.fault_id, Mark.CLEAN) for entry in past]
+        kept = [*(replace(entry, parameters={}, facts={}, holders=()) for entry in past), *self.unfinished]
         lines = b"".join(encode(entry) for entry in kept)
         fresh = self._folder / "journal.new"
         try:

@@ -19,6 +19,7 @@ from brownout_agent.injector.policy import Policy
 from brownout_agent.injector.reaper import Watchdog, reap, watch
 from brownout_agent.injector.server import Door, capabilities
 from brownout_agent.injector.supervisor import Supervisor
+from brownout_agent.kernel import limits
 from brownout_agent.kernel.processes import ProcessKey
 
 DEFAULT_SOCKET = Path("/run/brownout/injector.sock")
@@ -59,6 +60,8 @@ async def serve(socket: Path, state: Path, policy: Policy, agent_uid: int) -> in
 
 
 def _serve(options: argparse.Namespace) -> int:
+    if options.parent:
+        limits.die_with_parent(options.parent, signal.SIGTERM)
     uid = pwd.getpwnam(options.agent_user).pw_uid if options.agent_user else os.geteuid()
     policy = policies.EMBEDDED if options.embedded else policies.load(options.policy)
     return asyncio.run(serve(options.socket, options.state_dir, policy, uid))
@@ -104,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_argument("--socket", type=Path, default=DEFAULT_SOCKET)
     serving.add_argument("--agent-user", help="the user that the agent runs as; default: this one")
     serving.add_argument("--embedded", action="store_true", help="built-in modest policy of one-machine mode")
+    serving.add_argument("--parent", type=int, metavar="PID", help="undo everything and end when this parent dies")
     serving.set_defaults(run=_serve)
 
     reaping = commands.add_parser("reap", help="undo and verify what a dead injector left; exit 13 if something stays")

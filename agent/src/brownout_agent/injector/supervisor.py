@@ -26,6 +26,7 @@ MEASURE_EVERY_S = 1.0
 RETRY_EVERY_S = 10.0
 LEASE_CEILING_S = 300.0
 _PAST_KEPT = 200
+_PAST_TOLD = 50
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class Supervisor:
         self._policy = policy
         self._tell = tell
         self._live: dict[str, _Live] = {}
-        self._past: dict[str, FaultStatus] = {}
+        self._past = {entry.fault_id: _past_status(entry) for entry in journal.entries.values() if entry.kind}
         self._settled = asyncio.Event()
         self._settled.set()
 
@@ -129,7 +130,7 @@ class Supervisor:
 
     def statuses(self) -> list[FaultStatus]:
         """Every fault that is not over, and the latest that are."""
-        return [*self._past.values(), *(self._status(live) for live in self._live.values())]
+        return [*list(self._past.values())[-_PAST_TOLD:], *(self._status(live) for live in self._live.values())]
 
     @property
     def policy(self) -> Policy:
@@ -321,3 +322,8 @@ class Supervisor:
             residue=entry.residue if entry else (),
             effect=live.effect,
         )
+
+
+def _past_status(entry: Entry) -> FaultStatus:
+    """What an earlier life of the injector, or the reaper, left in the journal."""
+    return FaultStatus(entry.fault_id, entry.kind, entry.mark, entry.at_boottime_ns, entry.cause, "", entry.residue)

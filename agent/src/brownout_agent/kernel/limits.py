@@ -9,13 +9,13 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def die_with_parent(expected_parent_pid: int) -> None:
-    """Have the kernel SIGKILL this process when the *thread* that made it ends (PR_SET_PDEATHSIG, prctl(2)).
+def die_with_parent(expected_parent_pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel signal this process when the *thread* that made it ends (PR_SET_PDEATHSIG, prctl(2)).
 
     Raises:
         SystemExit: the parent died before the call took effect.
     """
-    if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+    if _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != expected_parent_pid:
         raise SystemExit("the parent died first")

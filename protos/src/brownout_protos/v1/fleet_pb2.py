@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from brownout_protos.v1 import fault_pb2 as brownout__protos_dot_v1_dot_fault__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62rownout_protos/v1/fleet.proto\x12\x0b\x62rownout.v1\x1a\x1e\x62rownout_protos/v1/fault.proto\">\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x1f\n\x17\x63\x65rtificate_request_pem\x18\x02 \x01(\x0c\"/\n\x0cRenewRequest\x12\x1f\n\x17\x63\x65rtificate_request_pem\x18\x01 \x01(\x0c\"O\n\x0b\x43\x65rtificate\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x15\n\rauthority_pem\x18\x02 \x01(\x0c\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\"\xf4\x02\n\x0c\x41gentMessage\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.brownout.v1.HelloH\x00\x12(\n\x05reply\x18\x02 \x01(\x0b\x32\x17.brownout.v1.OrderReplyH\x00\x12*\n\x06report\x18\x03 \x01(\x0b\x32\x18.brownout.v1.FaultReportH\x00\x12,\n\x07samples\x18\x04 \x01(\x0b\x32\x19.brownout.v1.ProbeSamplesH\x00\x12(\n\x05watch\x18\x05 \x01(\x0b\x32\x17.brownout.v1.WatchEventH\x00\x12(\n\x05\x63lock\x18\x06 \x01(\x0b\x32\x17.brownout.v1.ClockReplyH\x00\x12)\n\x05lease\x18\x07 \x01(\x0b\x32\x18.brownout.v1.LeaseStatusH\x00\x12\x34\n\x0eobserver_error\x18\x08 \x01(\x0b\x32\x1a.brownout.v1.ObserverErrorH\x00\x42\x06\n\x04\x62ody\"\xc3\x02\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12.\n\x06labels\x18\x03 \x03(\x0b\x32\x1e.brownout.v1.Hello.LabelsEntry\x12\x0f\n\x07\x62oot_id\x18\x04 \x01(\t\x12-\n\x0c\x63\x61pabilities\x18\x05 \x03(\x0b\x32\x17.brownout.v1.Capability\x12(\n\x06\x66\x61ults\x18\x06 \x03(\x0b\x32\x18.brownout.v1.FaultReport\x12\x12\n\nepoch_seen\x18\x07 \x01(\x04\x12\x0e\n\x06policy\x18\x08 \x01(\t\x12\x19\n\x11injector_attached\x18\t \x01(\x08\x12\x13\n\x0b\x65nvironment\x18\n \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"8\n\x0bLeaseStatus\x12\x19\n\x11injector_attached\x18\x01 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xb3\x01\n\x0cProbeSamples\x12\x13\n\x0bobserver_id\x18\x01 \x01(\t\x12\x18\n\x10sent_boottime_ns\x18\x02 \x03(\x12\x12\x0f\n\x07took_us\x18\x03 \x03(\r\x12\n\n\x02ok\x18\x04 \x03(\x08\x12\x0f\n\x07outcome\x18\x05 \x03(\r\x12\x10\n\x08identity\x18\x06 \x03(\r\x12\x10\n\x08outcomes\x18\x07 \x03(\t\x12\x12\n\nidentities\x18\x08 \x03(\t\x12\x0e\n\x06missed\x18\t \x01(\r\"\x99\x01\n\nWatchEvent\x12\x13\n\x0bobserver_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61t_boottime_ns\x18\x02 \x01(\x12\x12\x1e\n\x16not_before_boottime_ns\x18\x03 \x01(\x12\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x05 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\"M\n\rObserverError\x12\x13\n\x0bobserver_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61t_boottime_ns\x18\x02 \x01(\x12\x12\x0f\n\x07message\x18\x03 \x01(\t\"T\n\nClockReply\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x1c\n\x14received_boottime_ns\x18\x02 \x01(\x12\x12\x18\n\x10sent_boottime_ns\x18\x03 \x01(\x12\"\xda\x02\n\x11\x43ontrollerMessage\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.brownout.v1.WelcomeH\x00\x12%\n\x06inject\x18\x02 \x01(\x0b\x32\x13.brownout.v1.InjectH\x00\x12!\n\x04stop\x18\x03 \x01(\x0b\x32\x11.brownout.v1.StopH\x00\x12(\n\x05renew\x18\x04 \x01(\x0b\x32\x17.brownout.v1.RenewLeaseH\x00\x12&\n\x05\x63lock\x18\x05 \x01(\x0b\x32\x15.brownout.v1.ClockAskH\x00\x12\'\n\x07observe\x18\x06 \x01(\x0b\x32\x14.brownout.v1.ObserveH\x00\x12.\n\x0b\x65nd_observe\x18\x07 \x01(\x0b\x32\x17.brownout.v1.EndObserveH\x00\x12\x1f\n\x03\x62ye\x18\x08 \x01(\x0b\x32\x10.brownout.v1.ByeH\x00\x42\x06\n\x04\x62ody\"o\n\x07Welcome\x12\x1a\n\x12\x63ontroller_version\x18\x01 \x01(\t\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08lease_ms\x18\x04 \x01(\r\x12\x16\n\x0erenew_every_ms\x18\x05 \x01(\r\"\x1a\n\x08\x43lockAsk\x12\x0e\n\x06number\x18\x01 \x01(\x04\"\xbf\x01\n\x07Observe\x12\x13\n\x0bobserver_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x38\n\nparameters\x18\x03 \x03(\x0b\x32$.brownout.v1.Observe.ParametersEntry\x12\x10\n\x08\x65very_ms\x18\x04 \x01(\r\x1a\x45\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.brownout.v1.Value:\x02\x38\x01\"!\n\nEndObserve\x12\x13\n\x0bobserver_id\x18\x01 \x01(\t\"\x15\n\x03\x42ye\x12\x0e\n\x06reason\x18\x01 \x01(\t2\xcd\x01\n\x05\x46leet\x12<\n\x05\x45nrol\x12\x19.brownout.v1.EnrolRequest\x1a\x18.brownout.v1.Certificate\x12<\n\x05Renew\x12\x19.brownout.v1.RenewRequest\x1a\x18.brownout.v1.Certificate\x12H\n\x07Session\x12\x19.brownout.v1.AgentMessage\x1a\x1e.brownout.v1.ControllerMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62rownout_protos/v1/fleet.proto\x12\x0b\x62rownout.v1\x1a\x1e\x62rownout_protos/v1/fault.proto\">\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x1f\n\x17\x63\x65rtificate_request_pem\x18\x02 \x01(\x0c\"/\n\x0cRenewRequest\x12\x1f\n\x17\x63\x65rtificate_request_pem\x18\x01 \x01(\x0c\"O\n\x0b\x43\x65rtificate\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x15\n\rauthority_pem\x18\x02 \x01(\x0c\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\"\xaa\x03\n\x0c\x41gentMessage\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.brownout.v1.HelloH\x00\x12(\n\x05reply\x18\x02 \x01(\x0b\x32\x17.brownout.v1.OrderReplyH\x00\x12*\n\x06report\x18\x03 \x01(\x0b\x32\x18.brownout.v1.FaultReportH\x00\x12,\n\x07samples\x18\x04 \x01(\x0b\x32\x19.brownout.v1.ProbeSamplesH\x00\x12(\n\x05watch\x18\x05 \x01(\x0b\x32\x17.brownout.v1.WatchEventH\x00\x12(\n\x05\x63lock\x18\x06 \x01(\x0b\x32\x17.brownout.v1.ClockReplyH\x00\x12)\n\x05lease\x18\x07 \x01(\x0b\x32\x18.brownout.v1.LeaseStatusH\x00\x12\x34\n\x0eobserver_error\x18\x08 \x01(\x0b\x32\x1a.brownout.v1.ObserverErrorH\x00\x12\x34\n\x0eobserver_ended\x18\t \x01(\x0b\x32\x1a.brownout.v1.ObserverEndedH\x00\x42\x06\n\x04\x62ody\"\xc3\x02\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12.\n\x06labels\x18\x03 \x03(\x0b\x32\x1e.brownout.v1.Hello.LabelsEntry\x12\x0f\n\x07\x62oot_id\x18\x04 \x01(\t\x12-\n\x0c\x63\x61pabilities\x18\x05 \x03(\x0b\x32\x17.brownout.v1.Capability\x12(\n\x06\x66\x61ults\x18\x06 \x03(\x0b\x32\x18.brownout.v1.FaultReport\x12\x12\n\nepoch_seen\x18\x07 \x01(\x04\x12\x0e\n\x06policy\x18\x08 \x01(\t\x12\x19\n\x11injector_attached\x18\t \x01(\x08\x12\x13\n\x0b\x65nvironment\x18\n \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"8\n\x0bLeaseStatus\x12\x19\n\x11injector_attached\x18\x01 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xb3\x01\n\x0cProbeSamples\x12\x13\n\x0bobserver_id\x18\x01 \x01(\t\x12\x18\n\x10sent_boottime_ns\x18\x02 \x03(\x12\x12\x0f\n\x07took_us\x18\x03 \x03(\r\x12\n\n\x02ok\x18\x04 \x03(\x08\x12\x0f\n\x07outcome\x18\x05 \x03(\r\x12\x10\n\x08identity\x18\x06 \x03(\r\x12\x10\n\x08outcomes\x18\x07 \x03(\t\x12\x12\n\nidentities\x18\x08 \x03(\t\x12\x0e\n\x06missed\x18\t \x01(\r\"\x99\x01\n\nWatchEvent\x12\x13\n\x0bobserver_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61t_boottime_ns\x18\x02 \x01(\x12\x12\x1e\n\x16not_before_boottime_ns\x18\x03 \x01(\x12\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x05 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\"M\n\rObserverError\x12\x13\n\x0bobserver_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61t_boottime_ns\x18\x02 \x01(\x12\x12\x0f\n\x07message\x18\x03 \x01(\t\"$\n\rObserverEnded\x12\x13\n\x0bobserver_id\x18\x01 \x01(\t\"T\n\nClockReply\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x1c\n\x14received_boottime_ns\x18\x02 \x01(\x12\x12\x18\n\x10sent_boottime_ns\x18\x03 \x01(\x12\"\xda\x02\n\x11\x43ontrollerMessage\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.brownout.v1.WelcomeH\x00\x12%\n\x06inject\x18\x02 \x01(\x0b\x32\x13.brownout.v1.InjectH\x00\x12!\n\x04stop\x18\x03 \x01(\x0b\x32\x11.brownout.v1.StopH\x00\x12(\n\x05renew\x18\x04 \x01(\x0b\x32\x17.brownout.v1.RenewLeaseH\x00\x12&\n\x05\x63lock\x18\x05 \x01(\x0b\x32\x15.brownout.v1.ClockAskH\x00\x12\'\n\x07observe\x18\x06 \x01(\x0b\x32\x14.brownout.v1.ObserveH\x00\x12.\n\x0b\x65nd_observe\x18\x07 \x01(\x0b\x32\x17.brownout.v1.EndObserveH\x00\x12\x1f\n\x03\x62ye\x18\x08 \x01(\x0b\x32\x10.brownout.v1.ByeH\x00\x42\x06\n\x04\x62ody\"o\n\x07Welcome\x12\x1a\n\x12\x63ontroller_version\x18\x01 \x01(\t\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08lease_ms\x18\x04 \x01(\r\x12\x16\n\x0erenew_every_ms\x18\x05 \x01(\r\"\x1a\n\x08\x43lockAsk\x12\x0e\n\x06number\x18\x01 \x01(\x04\"\xbf\x01\n\x07Observe\x12\x13\n\x0bobserver_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x38\n\nparameters\x18\x03 \x03(\x0b\x32$.brownout.v1.Observe.ParametersEntry\x12\x10\n\x08\x65very_ms\x18\x04 \x01(\r\x1a\x45\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.brownout.v1.Value:\x02\x38\x01\"!\n\nEndObserve\x12\x13\n\x0bobserver_id\x18\x01 \x01(\t\"\x15\n\x03\x42ye\x12\x0e\n\x06reason\x18\x01 \x01(\t2\xcd\x01\n\x05\x46leet\x12<\n\x05\x45nrol\x12\x19.brownout.v1.EnrolRequest\x1a\x18.brownout.v1.Certificate\x12<\n\x05Renew\x12\x19.brownout.v1.RenewRequest\x1a\x18.brownout.v1.Certificate\x12H\n\x07Session\x12\x19.brownout.v1.AgentMessage\x1a\x1e.brownout.v1.ControllerMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,35 +43,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CERTIFICATE']._serialized_start=192
   _globals['_CERTIFICATE']._serialized_end=271
   _globals['_AGENTMESSAGE']._serialized_start=274
-  _globals['_AGENTMESSAGE']._serialized_end=646
-  _globals['_HELLO']._serialized_start=649
-  _globals['_HELLO']._serialized_end=972
-  _globals['_HELLO_LABELSENTRY']._serialized_start=927
-  _globals['_HELLO_LABELSENTRY']._serialized_end=972
-  _globals['_LEASESTATUS']._serialized_start=974
-  _globals['_LEASESTATUS']._serialized_end=1030
-  _globals['_PROBESAMPLES']._serialized_start=1033
-  _globals['_PROBESAMPLES']._serialized_end=1212
-  _globals['_WATCHEVENT']._serialized_start=1215
-  _globals['_WATCHEVENT']._serialized_end=1368
-  _globals['_OBSERVERERROR']._serialized_start=1370
-  _globals['_OBSERVERERROR']._serialized_end=1447
-  _globals['_CLOCKREPLY']._serialized_start=1449
-  _globals['_CLOCKREPLY']._serialized_end=1533
-  _globals['_CONTROLLERMESSAGE']._serialized_start=1536
-  _globals['_CONTROLLERMESSAGE']._serialized_end=1882
-  _globals['_WELCOME']._serialized_start=1884
-  _globals['_WELCOME']._serialized_end=1995
-  _globals['_CLOCKASK']._serialized_start=1997
-  _globals['_CLOCKASK']._serialized_end=2023
-  _globals['_OBSERVE']._serialized_start=2026
-  _globals['_OBSERVE']._serialized_end=2217
-  _globals['_OBSERVE_PARAMETERSENTRY']._serialized_start=2148
-  _globals['_OBSERVE_PARAMETERSENTRY']._serialized_end=2217
-  _globals['_ENDOBSERVE']._serialized_start=2219
-  _globals['_ENDOBSERVE']._serialized_end=2252
-  _globals['_BYE']._serialized_start=2254
-  _globals['_BYE']._serialized_end=2275
-  _globals['_FLEET']._serialized_start=2278
-  _globals['_FLEET']._serialized_end=2483
+  _globals['_AGENTMESSAGE']._serialized_end=700
+  _globals['_HELLO']._serialized_start=703
+  _globals['_HELLO']._serialized_end=1026
+  _globals['_HELLO_LABELSENTRY']._serialized_start=981
+  _globals['_HELLO_LABELSENTRY']._serialized_end=1026
+  _globals['_LEASESTATUS']._serialized_start=1028
+  _globals['_LEASESTATUS']._serialized_end=1084
+  _globals['_PROBESAMPLES']._serialized_start=1087
+  _globals['_PROBESAMPLES']._serialized_end=1266
+  _globals['_WATCHEVENT']._serialized_start=1269
+  _globals['_WATCHEVENT']._serialized_end=1422
+  _globals['_OBSERVERERROR']._serialized_start=1424
+  _globals['_OBSERVERERROR']._serialized_end=1501
+  _globals['_OBSERVERENDED']._serialized_start=1503
+  _globals['_OBSERVERENDED']._serialized_end=1539
+  _globals['_CLOCKREPLY']._serialized_start=1541
+  _globals['_CLOCKREPLY']._serialized_end=1625
+  _globals['_CONTROLLERMESSAGE']._serialized_start=1628
+  _globals['_CONTROLLERMESSAGE']._serialized_end=1974
+  _globals['_WELCOME']._serialized_start=1976
+  _globals['_WELCOME']._serialized_end=2087
+  _globals['_CLOCKASK']._serialized_start=2089
+  _globals['_CLOCKASK']._serialized_end=2115
+  _globals['_OBSERVE']._serialized_start=2118
+  _globals['_OBSERVE']._serialized_end=2309
+  _globals['_OBSERVE_PARAMETERSENTRY']._serialized_start=2240
+  _globals['_OBSERVE_PARAMETERSENTRY']._serialized_end=2309
+  _globals['_ENDOBSERVE']._serialized_start=2311
+  _globals['_ENDOBSERVE']._serialized_end=2344
+  _globals['_BYE']._serialized_start=2346
+  _globals['_BYE']._serialized_end=2367
+  _globals['_FLEET']._serialized_start=2370
+  _globals['_FLEET']._serialized_end=2575
 # @@protoc_insertion_point(module_scope)

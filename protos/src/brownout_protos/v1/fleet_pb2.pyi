@@ -86,6 +86,7 @@ class AgentMessage(google.protobuf.message.Message):
     CLOCK_FIELD_NUMBER: builtins.int
     LEASE_FIELD_NUMBER: builtins.int
     OBSERVER_ERROR_FIELD_NUMBER: builtins.int
+    OBSERVER_ENDED_FIELD_NUMBER: builtins.int
     @property
     def hello(self) -> Global___Hello: ...
     @property
@@ -102,6 +103,8 @@ class AgentMessage(google.protobuf.message.Message):
     def lease(self) -> Global___LeaseStatus: ...
     @property
     def observer_error(self) -> Global___ObserverError: ...
+    @property
+    def observer_ended(self) -> Global___ObserverEnded: ...
     def __init__(
         self,
         *,
@@ -113,10 +116,11 @@ class AgentMessage(google.protobuf.message.Message):
         clock: Global___ClockReply | None = ...,
         lease: Global___LeaseStatus | None = ...,
         observer_error: Global___ObserverError | None = ...,
+        observer_ended: Global___ObserverEnded | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["body", b"body", "clock", b"clock", "hello", b"hello", "lease", b"lease", "observer_error", b"observer_error", "reply", b"reply", "report", b"report", "samples", b"samples", "watch", b"watch"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["body", b"body", "clock", b"clock", "hello", b"hello", "lease", b"lease", "observer_error", b"observer_error", "reply", b"reply", "report", b"report", "samples", b"samples", "watch", b"watch"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["hello", "reply", "report", "samples", "watch", "clock", "lease", "observer_error"] | None: ...
+    def HasField(self, field_name: typing.Literal["body", b"body", "clock", b"clock", "hello", b"hello", "lease", b"lease", "observer_ended", b"observer_ended", "observer_error", b"observer_error", "reply", b"reply", "report", b"report", "samples", b"samples", "watch", b"watch"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["body", b"body", "clock", b"clock", "hello", b"hello", "lease", b"lease", "observer_ended", b"observer_ended", "observer_error", b"observer_error", "reply", b"reply", "report", b"report", "samples", b"samples", "watch", b"watch"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["hello", "reply", "report", "samples", "watch", "clock", "lease", "observer_error", "observer_ended"] | None: ...
 
 Global___AgentMessage: typing_extensions.TypeAlias = AgentMessage
 
@@ -314,6 +318,23 @@ class ObserverError(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["at_boottime_ns", b"at_boottime_ns", "message", b"message", "observer_id", b"observer_id"]) -> None: ...
 
 Global___ObserverError: typing_extensions.TypeAlias = ObserverError
+
+@typing.final
+class ObserverEnded(google.protobuf.message.Message):
+    """Said once, after the last sample of a probe or the last event of a watcher."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OBSERVER_ID_FIELD_NUMBER: builtins.int
+    observer_id: builtins.str
+    def __init__(
+        self,
+        *,
+        observer_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["observer_id", b"observer_id"]) -> None: ...
+
+Global___ObserverEnded: typing_extensions.TypeAlias = ObserverEnded
 
 @typing.final
 class ClockReply(google.protobuf.message.Message):

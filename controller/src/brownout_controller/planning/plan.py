@@ -1,0 +1,207 @@
+"""The plan: what will be done where, decided before anything is. Frozen, and named by its digest."""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from brownout_agent.faults import catalogue
+
+from brownout_controller.language.experiment import CONTROLLER, Experiment, FaultSpec, Target
+from brownout_controller.language.nearest import nearest
+from brownout_controller.language.selectors import Selector
+from brownout_controller.planning.fleet_view import HostView
+
+WATCH_EVERY_MS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why nothing can be run, and what to do about it."""
+
+    code: str
+    message: str
+    help: str = ""
+
+
+class PlanRefused(Exception):
+    """The plan cannot be run as the fleet stands; nothing was sent."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("; ".join(problem.message for problem in problems))
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFault:
+    """One fault of the experiment. `hosts` is empty when they are chosen at injection."""
+
+    name: str
+    kind: str
+    parameters: dict[str, Any]
+    at_ms: float
+    after: str | None
+    wait_ms: float
+    for_ms: float
+    hosts: tuple[str, ...]
+    matched: tuple[str, ...]
+    chosen_at_injection: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedObserver:
+    """One probe or watcher at one vantage: `controller`, or a host."""
+
+    observer_id: str
+    name: str
+    kind: str
+    is_watcher: bool
+    settings: dict[str, Any]
+    every_ms: float
+    vantage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that a run needs besides time."""
+
+    experiment: Experiment
+    seed: int
+    hosts: tuple[HostView, ...]
+    faults: tuple[PlannedFault, ...]
+    observers: tuple[PlannedObserver, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over what will be done: the experiment's text, the seed, the hosts and where each thing runs."""
+        done = {
+            "source": self.experiment.source_sha256,
+            "seed": self.seed,
+            "faults": [asdict(fault) for fault in self.faults],
+            "observers": [asdict(observer) for observer in self.observers],
+        }
+        return hashlib.sha256(json.dumps(done, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def make_plan(experiment: Experiment, hosts: Iterable[HostView], seed: int) -> Plan:
+    """Resolve targets and vantages against these hosts.
+
+    Raises:
+        PlanRefused: a target or vantage matches nobody, or a chosen host cannot do what it is chosen for.
+    """
+    known = tuple(sorted(hosts, key=lambda host: host.name))
+    problems: list[Problem] = []
+    faults = tuple(_plan_fault(experiment, fault, known, seed, problems) for fault in experiment.faults)
+    observers = (*_plan_probes(experiment, known, problems), *_plan_watchers(experiment, known, problems))
+    if problems:
+        raise PlanRefused(problems)
+    return Plan(experiment, seed, known, faults, observers)
+
+
+def choose_hosts(target: Target, fault_name: str, hosts: Sequence[HostView], seed: int) -> tuple[str, ...]:
+    """The hosts of a target, by the plan's seed: the same fleet and seed give the same hosts."""
+    candidates = [host.name for host in match(target, hosts)]
+    chosen = random.Random(f"{seed}/{fault_name}").sample(candidates, target.pick.of(len(candidates)))  # noqa: S311
+    return tuple(sorted(chosen))
+
+
+def match(target: Target, hosts: Sequence[HostView]) -> list[HostView]:
+    """Every host that a target could mean, by name."""
+    return [host for host in hosts if target.selector.matches(host.labels) and host.name not in target.exclude]
+
+
+def _plan_fault(
+    experiment: Experiment, fault: FaultSpec, hosts: Sequence[HostView], seed: int, problems: list[Problem]
+) -> PlannedFault:
+    target = experiment.target_of(fault)
+    matched = tuple(host.name for host in match(target, hosts))
+    at_injection = target.resolve == "at_injection"
+    chosen = () if at_injection else choose_hosts(target, fault.name, hosts, seed)
+    if not matched and target.if_none == "fail":
+        message = f"target `{fault.target}` of fault `{fault.name}` matches 0 hosts, so nothing was injected"
+        problems.append(Problem("no-target", message, _closest(target.selector, hosts)))
+    for host in hosts:
+        if host.name in (matched if at_injection else chosen):
+            problems.extend(_unfit(fault, host, experiment.environment))
+    return PlannedFault(
+        name=fault.name,
+        kind=fault.inject,
+        parameters=dict(fault.parameters),
+        at_ms=fault.at_ms or 0.0,
+        after=fault.after,
+        wait_ms=fault.wait_ms,
+        for_ms=fault.for_ms,
+        hosts=chosen,
+        matched=matched,
+        chosen_at_injection=at_injection,
+    )
+
+
+def _unfit(fault: FaultSpec, host: HostView, environment: str) -> list[Problem]:
+    if not host.injector_attached:
+        message = f"{host.name} has no injector, so it can inject nothing"
+        return [Problem("no-injector", message, f"start brownout-injector on {host.name}: {host.policy}")]
+    if host.environment != environment:
+        there = f"`{host.environment}`" if host.environment else f"none that allows anything ({host.policy})"
+        message = f"the experiment is for environment `{environment}`; the policy of {host.name} is for {there}"
+        return [Problem("wrong-environment", message, "set `environment:` in the experiment, or mend the policy")]
+    if fault.inject in host.unable:
+        reason, remedy = host.unable[fault.inject]
+        return [Problem("not-able", f"{host.name} cannot do {fault.inject}: {reason}", remedy)]
+    if fault.inject not in host.kinds:
+        message = f"{host.name} does not know {fault.inject}; its agent is version {host.agent_version}"
+        return [Problem("not-able", message, f"this controller knows {', '.join(catalogue())}")]
+    return []
+
+
+def _closest(selector: Selector, hosts: Sequence[HostView]) -> str:
+    """Hosts that miss the fewest conditions, with what they have instead; or how a host comes to be here at all."""
+    if not hosts:
+        return "no host is connected; next: brownout doctor"
+    scored = []
+    for host in hosts:
+        missed = [need for need in selector.requirements if not need.matches(host.labels)]
+        scored.append((len(missed), host.name, missed))
+    fewest = min(scored)[0]
+    parts: list[str] = []
+    for count, name, missed in sorted(scored, key=lambda entry: entry[:2]):
+        if count == fewest and len(parts) < 3:
+            labels = next(host.labels for host in hosts if host.name == name)
+            has = ", ".join(f"{need.key}={labels[need.key]}" for need in missed if need.key in labels)
+            parts.append(f"{name} has {has or 'no label ' + ', '.join(need.key for need in missed)}")
+    label = nearest(str(selector), [f"{key}={value}" for host in hosts for key, value in host.labels.items()])
+    return f"closest: {'; '.join(parts)}" + (f"; did you mean `{label}`?" if label else "")
+
+
+def _plan_probes(
+    experiment: Experiment, hosts: Sequence[HostView], problems: list[Problem]
+) -> Iterable[PlannedObserver]:
+    return [
+        PlannedObserver(f"probe/{name}/{place}", name, probe.kind, False, probe.settings, probe.every_ms, place)
+        for name, probe in experiment.probes.items()
+        for vantage in probe.vantages
+        for place in _places(vantage, f"probe `{name}`", hosts, problems)
+    ]
+
+
+def _plan_watchers(
+    experiment: Experiment, hosts: Sequence[HostView], problems: list[Problem]
+) -> Iterable[PlannedObserver]:
+    return [
+        PlannedObserver(f"watch/{name}/{place}", name, watch.kind, True, watch.settings, WATCH_EVERY_MS, place)
+        for name, watch in experiment.watch.items()
+        for place in _places(watch.vantage, f"watcher `{name}`", hosts, problems)[:1]
+    ]
+
+
+def _places(vantage: str, what: str, hosts: Sequence[HostView], problems: list[Problem]) -> list[str]:
+    if vantage == CONTROLLER:
+        return [CONTROLLER]
+    selector = Selector.parse(vantage)
+    places = [host.name for host in hosts if selector.matches(host.labels)]
+    if not places:
+        message = f"the vantage `{vantage}` of {what} matches 0 hosts"
+        problems.append(Problem("no-vantage", message, _closest(selector, hosts)))
+    return places

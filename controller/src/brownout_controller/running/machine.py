@@ -1,0 +1,318 @@
+"""The run as a pure state machine: events in, instructions out. No clock, no socket, no loop.
+
+    steadying ──Steady──▶ injecting ──every fault is over──▶ settling ──time──▶ ended
+        │ Unsteady            │ guard, halt, failure              │
+        ▼                     ▼                                   │
+      ended                 undoing ◀─────────────────────────────┘ (guard, halt, failure)
+    (refused)                 └──every fault is over──▶ ended
+
+A fault *is over* when its host said that it is clean, that residue is left, or that it refused; or when its host was
+silent for so long that all its own limits have passed, and then its state is `unknown` and never `clean`.
+"""
+
+import uuid
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from brownout_controller.planning.plan import Plan, PlannedFault
+from brownout_controller.record import EventKind
+
+NS_PER_MS = 1_000_000
+GIVE_UP_AFTER_NS = 45 * 10**9
+"""After a fault's time, or the loss of its host: lease (10 s), watchdog (30 s), and a little."""
+
+
+class Phase(StrEnum):
+    """How far the run has come."""
+
+    STEADYING = "steadying"
+    INJECTING = "injecting"
+    SETTLING = "settling"
+    UNDOING = "undoing"
+    ENDED = "ended"
+
+
+class State(StrEnum):
+    """How far a fault on one host has come, as far as the controller knows."""
+
+    ORDERED = "ordered"
+    ACTIVE = "active"
+    UNDOING = "undoing"
+    CLEAN = "clean"
+    RESIDUE = "residue"
+    REFUSED = "refused"
+    UNKNOWN = "unknown"
+
+
+OVER = frozenset({State.CLEAN, State.RESIDUE, State.REFUSED, State.UNKNOWN})
+
+
+@dataclass(slots=True)
+class Instance:
+    """One fault on one host."""
+
+    fault_id: str
+    fault: PlannedFault
+    host: str
+    state: State
+    give_up_ns: int
+
+
+# ---- events -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed. Every event carries `now_ns`, on one monotonic line."""
+
+    now_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class SteadyJudged:
+    """What the engine found when asked whether the expectations hold before the first fault."""
+
+    now_ns: int
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HostsChosen:
+    """The hosts of a fault whose target is resolved at injection."""
+
+    now_ns: int
+    fault: str
+    hosts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FaultSaid:
+    """A host said how far one of our faults has come."""
+
+    now_ns: int
+    fault_id: str
+    state: State
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HostSilent:
+    """A host's stream ended, or an order to it got an indefinite answer."""
+
+    now_ns: int
+    host: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """The run is to end now: `guard`, `person` or `error`."""
+
+    now_ns: int
+    by: str
+    reason: str
+
+
+Event = Tick | SteadyJudged | HostsChosen | FaultSaid | HostSilent | StopAsked
+
+
+# ---- instructions -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeSteady:
+    """See whether the expectations hold now, and answer with SteadyJudged."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChooseHosts:
+    """Resolve this fault's target as the fleet stands, and answer with HostsChosen."""
+
+    fault: PlannedFault
+
+
+@dataclass(frozen=True, slots=True)
+class Inject:
+    """Send the order."""
+
+    instance: Instance
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Send a stop, wherever the fault may be."""
+
+    instance: Instance
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Put a line on the timeline."""
+
+    kind: EventKind
+    subject: str
+    host: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The run is over."""
+
+
+Instruction = JudgeSteady | ChooseHosts | Inject | Stop | Say | End
+
+
+@dataclass(slots=True)
+class RunMachine:
+    """The state of one run. `handle` is its only door; its attributes are for reading."""
+
+    plan: Plan
+    run_key: str
+    """Makes fault ids unique for ever."""
+    started_ns: int
+    phase: Phase = Phase.STEADYING
+    instances: dict[str, Instance] = field(default_factory=dict)
+    over_ns: dict[str, int] = field(default_factory=dict)
+    """When each planned fault was over on all of its hosts, by its name."""
+    begun: set[str] = field(default_factory=set)
+    injecting_ns: int = 0
+    settling_ns: int = 0
+    stopped_by: str = ""
+    stop_reason: str = ""
+    refused: tuple[str, ...] = ()
+    """Why nothing was injected; empty when something was."""
+    _judging: bool = False
+
+    def handle(self, event: Event) -> list[Instruction]:
+        """Take one event in and say what to do now."""
+        if self.phase is Phase.ENDED:
+            return []
+        match event:
+            case SteadyJudged():
+                done = self._steady_judged(event)
+            case HostsChosen(now_ns, name, hosts):
+                done = self._order(self._fault(name), hosts, now_ns)
+            case FaultSaid():
+                done = self._fault_said(event)
+            case HostSilent():
+                done = self._host_silent(event)
+            case StopAsked():
+                done = self._stop(event)
+            case Tick():
+                done = []
+        return done + self._advance(event.now_ns)
+
+    # ---- what each event does ------------------------------------------------------------------------------------
+
+    def _steady_judged(self, event: SteadyJudged) -> list[Instruction]:
+        if event.reasons:
+            self.refused = event.reasons
+            self.phase = Phase.ENDED
+            return [End()]
+        self.phase = Phase.INJECTING
+        self.injecting_ns = event.now_ns
+        return [Say(EventKind.STEADY_CONFIRMED, "run", message="every expectation held before the first fault")]
+
+    def _fault_said(self, event: FaultSaid) -> list[Instruction]:
+        instance = self.instances.get(event.fault_id)
+        if instance is None or instance.state in (OVER - {State.UNKNOWN, State.RESIDUE}):
+            return []
+        instance.state = event.state
+        return []
+
+    def _host_silent(self, event: HostSilent) -> list[Instruction]:
+        for instance in self._open():
+            if instance.host == event.host:
+                instance.give_up_ns = min(instance.give_up_ns, event.now_ns + GIVE_UP_AFTER_NS)
+        return []
+
+    def _stop(self, event: StopAsked) -> list[Instruction]:
+        if self.stopped_by:
+            return []
+        self.stopped_by, self.stop_reason = event.by, event.reason
+        self.phase = Phase.UNDOING
+        stops: list[Instruction] = [Stop(instance, event.reason) for instance in self._open()]
+        for instance in self._open():
+            instance.give_up_ns = min(instance.give_up_ns, event.now_ns + GIVE_UP_AFTER_NS)
+        return stops
+
+    # ---- what time does -----------------------------------------------------------------------------------------
+
+    def _advance(self, now_ns: int) -> list[Instruction]:
+        done = self._give_up(now_ns)
+        self._note_over(now_ns)
+        experiment = self.plan.experiment
+        if self.phase is Phase.STEADYING and not self._judging:
+            if now_ns - self.started_ns >= experiment.steady_state.before_ms * NS_PER_MS:
+                self._judging = True
+                done.append(JudgeSteady())
+        elif self.phase is Phase.INJECTING:
+            done += self._begin_due(now_ns)
+            if len(self.over_ns) == len(self.plan.faults):
+                self.phase, self.settling_ns = Phase.SETTLING, now_ns
+        elif self.phase is Phase.SETTLING:
+            if now_ns - self.settling_ns >= experiment.steady_state.after_ms * NS_PER_MS or self._nothing_happened():
+                self.phase = Phase.ENDED
+                done.append(End())
+        elif self.phase is Phase.UNDOING and not self._open():
+            self.phase = Phase.ENDED
+            done.append(End())
+        return done
+
+    def _begin_due(self, now_ns: int) -> list[Instruction]:
+        done: list[Instruction] = []
+        for fault in self.plan.faults:
+            due_ns = self._due_ns(fault)
+            if fault.name in self.begun or due_ns is None or now_ns < due_ns:
+                continue
+            self.begun.add(fault.name)
+            if fault.chosen_at_injection:
+                done.append(ChooseHosts(fault))
+            else:
+                done += self._order(fault, fault.hosts, now_ns)
+        return done
+
+    def _due_ns(self, fault: PlannedFault) -> int | None:
+        if fault.after is None:
+            return self.injecting_ns + int(fault.at_ms * NS_PER_MS)
+        over_ns = self.over_ns.get(fault.after)
+        return None if over_ns is None else over_ns + int(fault.wait_ms * NS_PER_MS)
+
+    def _order(self, fault: PlannedFault, hosts: tuple[str, ...], now_ns: int) -> list[Instruction]:
+        if not hosts:
+            self.over_ns[fault.name] = now_ns
+            return [Say(EventKind.FAULT_REFUSED, fault.name, message="no host matched when it was due")]
+        done: list[Instruction] = []
+        for host in hosts:
+            fault_id = str(uuid.uuid5(uuid.UUID(self.run_key), f"{fault.name}/{host}"))
+            give_up_ns = now_ns + int(fault.for_ms * NS_PER_MS) + GIVE_UP_AFTER_NS
+            instance = Instance(fault_id, fault, host, State.ORDERED, give_up_ns)
+            self.instances[fault_id] = instance
+            done += [Say(EventKind.FAULT_ORDERED, fault.name, host), Inject(instance)]
+        return done
+
+    def _give_up(self, now_ns: int) -> list[Instruction]:
+        done: list[Instruction] = []
+        for instance in self._open():
+            if now_ns >= instance.give_up_ns:
+                instance.state = State.UNKNOWN
+                message = f"nothing was heard of it for so long that its own limits have passed; ask {instance.host}"
+                done.append(Say(EventKind.FAULT_UNKNOWN, instance.fault.name, instance.host, message))
+        return done
+
+    def _note_over(self, now_ns: int) -> None:
+        for name in self.begun - self.over_ns.keys():
+            states = [instance.state for instance in self.instances.values() if instance.fault.name == name]
+            if states and all(state in OVER for state in states):
+                self.over_ns[name] = now_ns
+
+    def _nothing_happened(self) -> bool:
+        return all(instance.state is State.REFUSED for instance in self.instances.values())
+
+    def _open(self) -> list[Instance]:
+        return [instance for instance in self.instances.values() if instance.state not in OVER]
+
+    def _fault(self, name: str) -> PlannedFault:
+        return next(fault for fault in self.plan.faults if fault.name == name)

@@ -1,0 +1,48 @@
+"""A controller that serves a fleet: authority, store and listening ports, opened and closed together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from brownout_controller.fleet.authority import Authority
+from brownout_controller.fleet.server import FleetServer, FleetService
+from brownout_controller.fleet.sessions import Fleet
+from brownout_controller.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """What a run needs of a controller."""
+
+    fleet: Fleet
+    store: Store
+    authority: Authority
+    epoch: int
+    host: str
+    port: int
+    enrol_port: int
+
+
+def open_authority(data_dir: Path) -> Authority:
+    """The authority of a data directory, made at first use."""
+    return Authority(data_dir / "authority")
+
+
+@asynccontextmanager
+async def serve_fleet(
+    store: Store, authority: Authority, host: str, port: int, identities: Store | None = None
+) -> AsyncIterator[Controller]:
+    """Listen for agents; `identities` keeps tokens and agents where that is not `store` (one-machine mode).
+
+    Raises:
+        OSError: the address cannot be bound.
+    """
+    identities = identities or store
+    fleet, epoch = Fleet(), identities.take_epoch()
+    server = FleetServer(FleetService(fleet, authority, identities, epoch), authority)
+    fleet_port, enrol_port = await server.start(host, port)
+    try:
+        yield Controller(fleet, store, authority, epoch, host, fleet_port, enrol_port)
+    finally:
+        await server.stop()
