@@ -112,17 +112,17 @@ SelectorForm = Annotated[Selector, BeforeValidator(selector), PlainSerializer(st
 PickForm = Annotated[Pick, BeforeValidator(pick), PlainSerializer(str, return_type=str)]
 ExpectationForm = Annotated[Expectation, BeforeValidator(expectation)]
 
-_DURATION_SCHEMA = {"type": "string", "pattern": r"^([0-9]+(\.[0-9]+)?(us|ms|s|m|h|d))+$|^PT?[0-9].*$|^\$\{vars\..*\}$"}
+_DURATION_SCHEMA = {"type": "string", "pattern": r"^([0-9]+(\.[0-9]+)?(us|ms|s|m|h|d))+$|^PT?[0-9].*$"}
 SCHEMAS: Mapping[Callable[..., object], dict[str, Any]] = {
     duration: _DURATION_SCHEMA,
     positive_duration: _DURATION_SCHEMA,
     parse_duration_ms: _DURATION_SCHEMA,
-    parse_size_bytes: {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? *([KMGTkmgt][iI]?)?[bB]$|^\$\{vars\..*\}$"},
-    parse_byte_rate: {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? *([KMGTkmgt][iI]?)?[bB] */s$|^\$\{vars\..*\}$"},
+    parse_size_bytes: {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? *([KMGTkmgt][iI]?)?[bB]$"},
+    parse_byte_rate: {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? *([KMGTkmgt][iI]?)?[bB] */s$"},
     parse_percent: {
         "anyOf": [
             {"type": "number", "exclusiveMinimum": 0, "maximum": 100},
-            {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?%?$|^\$\{vars\..*\}$"},
+            {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?%?$"},
         ]
     },
     expectation: {"type": "string", "pattern": r"^\s*[a-z0-9_]+\s*(<=|>=|==|!=|<|>)\s*\S+"},

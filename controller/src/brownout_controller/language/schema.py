@@ -3,7 +3,7 @@
 A schema can say less than `brownout validate`: names that must exist elsewhere, orders, variables inside numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from brownout_agent.faults import catalogue
@@ -35,12 +35,29 @@ class _Written(GenerateJsonSchema):
     def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
         function: Callable[..., object] = schema["function"]["function"]
         if function in SCHEMAS:
-            return dict(SCHEMAS[function])
+            return _or_variable(SCHEMAS[function])
         inner = super().function_before_schema(schema)
         return {"anyOf": [inner["items"], inner]} if function is one_or_more else inner
 
+    def int_schema(self, schema: core_schema.IntSchema) -> JsonSchemaValue:
+        return _or_variable(super().int_schema(schema))
+
+    def float_schema(self, schema: core_schema.FloatSchema) -> JsonSchemaValue:
+        return _or_variable(super().float_schema(schema))
+
+    def bool_schema(self, schema: core_schema.BoolSchema) -> JsonSchemaValue:
+        return _or_variable(super().bool_schema(schema))
+
+    def literal_schema(self, schema: core_schema.LiteralSchema) -> JsonSchemaValue:
+        return _or_variable(super().literal_schema(schema))
+
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
         return self.generate_inner(schema["schema"])
+
+
+def _or_variable(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Instead of any single value a variable may stand."""
+    return {"anyOf": [dict(schema), {"type": "string", "pattern": r"^\$\{vars\.[a-z0-9-]+\}$"}]}
 
 
 def _add_kinds(section: dict[str, Any], observer: Observer) -> None:
@@ -57,7 +74,7 @@ def _settings_schema(cls: type[Any]) -> dict[str, Any]:
     fields, docs = observers.fields_by_key(cls), observers.field_docs(cls)
     properties = {
         key: {
-            **(SCHEMAS[positive_duration] if field.name.endswith("_ms") else described[field.name]),
+            **(_or_variable(SCHEMAS[positive_duration]) if field.name.endswith("_ms") else described[field.name]),
             "description": docs.get(key, ""),
         }
         for key, field in fields.items()
