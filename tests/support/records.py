@@ -27,7 +27,7 @@ def at(seconds: float) -> int:
     return START_NS + round(seconds * 1e9)
 
 
-def series(  # noqa: PLR0913 - a builder: every argument has a default
+def series(
     probe: str = "checkout",
     vantage: str = "controller",
     *,
@@ -64,7 +64,9 @@ def series(  # noqa: PLR0913 - a builder: every argument has a default
     )
 
 
-def fault(name: str = "lose-app-1", active_s: float | None = 20.0, ended_s: float | None = 50.0, **other: Any) -> FaultOutcome:
+def fault(
+    name: str = "lose-app-1", active_s: float | None = 20.0, ended_s: float | None = 50.0, **other: Any
+) -> FaultOutcome:
     """A blackhole of app-1 that was proved and undone, unless `other` says otherwise."""
     outcome = FaultOutcome(
         fault_id=f"f-{name}",
