@@ -31,7 +31,7 @@ class Findings:
     headline: str
     """One sentence, without the verdict's own word."""
     reasons: tuple[str, ...]
-    """Why, most telling first; facts, each one sentence."""
+    """Why, beyond what the headline says: facts, each one sentence, most telling first."""
     expectations: tuple[ExpectationResult, ...]
     anatomies: tuple[Anatomy, ...]
     outages: tuple[Outage, ...]
@@ -49,11 +49,12 @@ def judge(record: RunRecord) -> Findings:
     unconfirmed = [fault for fault in record.faults if fault.undo not in _UNDO_CONFIRMED]
     doubts = _doubts(record)
     headline = _headline(record, verdict, expectations, outages, doubts)
+    reasons = _reasons(record, unconfirmed, doubts, anatomies)
     return Findings(
         verdict=verdict,
         exit_code=ExitCode.UNDO_NOT_CONFIRMED if unconfirmed else EXIT_CODE_OF_VERDICT[verdict],
         headline=_undo_headline(unconfirmed) + headline if unconfirmed else headline,
-        reasons=_reasons(record, unconfirmed, doubts, expectations, anatomies),
+        reasons=tuple(reason for reason in reasons if reason not in headline),
         expectations=expectations,
         anatomies=anatomies,
         outages=outages,
@@ -141,23 +142,14 @@ def _undo_headline(unconfirmed: list[FaultOutcome]) -> str:
 
 
 def _reasons(
-    record: RunRecord,
-    unconfirmed: list[FaultOutcome],
-    doubts: tuple[str, ...],
-    expectations: tuple[ExpectationResult, ...],
-    anatomies: tuple[Anatomy, ...],
+    record: RunRecord, unconfirmed: list[FaultOutcome], doubts: tuple[str, ...], anatomies: tuple[Anatomy, ...]
 ) -> tuple[str, ...]:
     left = [
         f"{fault.name} on {fault.host}: undo is {fault.undo}" + "".join(f"; left: {line}" for line in fault.residue)
         for fault in unconfirmed
     ]
-    short = [
-        f"{result.name} `{result.text}`: {result.evidence}"
-        for result in expectations
-        if result.verdict is not Verdict.HELD
-    ]
     stopped = [record.stop_reason] if record.stopped_by and record.stop_reason else []
-    return (*left, *stopped, *doubts, *short, *(_story(anatomy) for anatomy in worst_anatomies(anatomies)))
+    return (*left, *stopped, *doubts, *(_story(anatomy) for anatomy in worst_anatomies(anatomies)))
 
 
 def _story(anatomy: Anatomy) -> str:

@@ -43,6 +43,7 @@ def to_html(record: RunRecord, findings: Findings) -> str:
         provenance=facts.provenance(record),
         source=_source(record.source),
         measured=facts.measured,
+        prose=_prose,
     )  # fmt: skip
 
 
@@ -65,6 +66,13 @@ def _finalize(value: Any) -> Any:
 
 def _markup(svg: str) -> Markup:
     return Markup(svg)  # noqa: S704 - made by draw_timeline, which escapes all text and attributes
+
+
+def _prose(text: str) -> Markup:
+    """A sentence in which backticks set off what people type."""
+    parts = str(escape(visible(text))).split("`")
+    coded = (f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts[:-1]))
+    return Markup("".join(coded) + parts[-1])  # noqa: S704 - every part was escaped
 
 
 def _source(source: str) -> Markup:

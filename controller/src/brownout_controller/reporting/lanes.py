@@ -15,9 +15,10 @@ from brownout_controller.analysis.wording import clock, duration, estimate
 from brownout_controller.record import Series
 from brownout_controller.reporting.axis import Axis, element, hover, label, width_of
 
-FAULT_HEIGHT = 26
+FAULT_HEIGHT = 38
 PROBE_HEIGHT = 72
 IDENTITY_HEIGHT = 13
+SPACE = 8
 WATCH_HEIGHT = 22
 MOST_IDENTITIES = 6
 NARROWEST_BAR = 4.0
@@ -50,16 +51,13 @@ def fault_lane(period: FaultPeriod, axis: Axis, evidence: str, prefix: str) -> L
     left, right = bar(axis, period.injected_ns, ended_ns)
     until = clock(period.ended_ns) if period.ended_ns else "no undo was seen"
     title = f"{period.name}: {period.kind} on {', '.join(period.hosts)}, {clock(period.injected_ns)} to {until}"
-    body = hover(f"{title}. {evidence}") + element(
-        "rect", x=left, y=4, width=right - left, height=FAULT_HEIGHT - 8, rx=2, fill=f"url(#{prefix}hatch)",
-        stroke="#b45309", class_="fault",
+    body = label(8, 15, shorten(period.name, 23), font_weight=600)
+    body += label(8, 29, shorten(f"{period.kind} on {', '.join(period.hosts)}", 29), size=10, class_="muted")
+    body += element(
+        "rect", hover(f"{title}. {evidence}"), x=left, y=7, width=round(right - left, 1), height=20, rx=2,
+        fill=f"url(#{prefix}hatch)", stroke="#b45309", class_="fault",
     )  # fmt: skip
-    name = label(8, 17, shorten(period.name, 21), font_weight=600)
-    caption = f"{period.kind} on {', '.join(period.hosts)}"
-    width = width_of(caption)
-    inside = right + 6 if right + 6 + width < axis.right else max(axis.left, left - 6 - width)
-    body += label(inside, 17, caption, class_="muted")
-    return Lane(name + element("g", body, data_fault=period.name), FAULT_HEIGHT)
+    return Lane(element("g", body, data_fault=period.name), FAULT_HEIGHT)
 
 
 def probe_lane(
@@ -113,7 +111,7 @@ def identity_lane(series: Series, axis: Axis) -> Lane:
             axis.left, rows * IDENTITY_HEIGHT + 9, f"and {len(names) - MOST_IDENTITIES} more", size=10, class_="muted"
         )
         rows += 1
-    return Lane(element("g", body, data_answered_by=series.probe) if body else "", rows * IDENTITY_HEIGHT)
+    return Lane(element("g", body, data_answered_by=series.probe) if body else "", rows * IDENTITY_HEIGHT + SPACE)
 
 
 def watch_lane(watcher: str, subject: str, stretches: tuple[StateStretch, ...], axis: Axis) -> Lane:
