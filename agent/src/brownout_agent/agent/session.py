@@ -79,7 +79,7 @@ class Agent:
             detail = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
             log.info("no session with %s:%s: %s", host, port, detail)
 
-    async def _converse(self, stub: fleet_pb2_grpc.FleetAsyncStub) -> None:
+    async def _converse(self, stub: "fleet_pb2_grpc.FleetAsyncStub") -> None:
         self._link.inspect()
         await self._wait_inspected()
         call = stub.Session(self._outgoing())
@@ -196,7 +196,7 @@ class Agent:
 
     # ---- certificate --------------------------------------------------------------------------------------------
 
-    async def _renew_when_due(self, stub: fleet_pb2_grpc.FleetAsyncStub) -> None:
+    async def _renew_when_due(self, stub: "fleet_pb2_grpc.FleetAsyncStub") -> None:
         """Fetch the next certificate in time. The running channel keeps the old one; the next connection uses it."""
         while True:
             await asyncio.sleep(self._identity.renew_in_s)

@@ -1,0 +1,1 @@
+"""The `brownout` command. Results on stdout, progress and errors on stderr; one file per group of commands."""

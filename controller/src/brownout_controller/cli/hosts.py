@@ -1,0 +1,91 @@
+"""hosts list, doctor: who is there and what each can do."""
+
+import asyncio
+from typing import Annotated, Any
+
+import typer
+
+from brownout_controller.cli.fleet_access import Access, open_store, reach
+from brownout_controller.cli.output import Format, fail, show
+from brownout_controller.cli.settings import (
+    DataDir,
+    Labels,
+    Listen,
+    Output,
+    WaitHosts,
+    WaitTimeout,
+    default_data_dir,
+    pairs,
+)
+from brownout_controller.exit_codes import ExitCode
+from brownout_controller.fleet.sessions import HostState
+from brownout_controller.running.hosts import view_of
+
+app = typer.Typer(help="The hosts of the fleet.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_hosts(
+    data_dir: DataDir = default_data_dir(),
+    label: Labels = [],  # noqa: B006
+    listen: Listen = "",
+    wait_hosts: WaitHosts = 1,
+    wait_timeout: WaitTimeout = 10.0,
+    output: Output = Format.TABLE,
+) -> None:
+    """Every connected host, its labels, policy, and how well its clock is known."""
+    access = Access(data_dir, listen, wait_hosts, wait_timeout, pairs(label, "a label"))
+    rows = asyncio.run(_ask(access, _describe))
+    show(rows, ("name", "labels", "version", "environment", "clock_error_ms", "policy"), output, "name")
+
+
+def doctor(
+    host: Annotated[str | None, typer.Argument(help="one host; all that are connected if left out")] = None,
+    data_dir: DataDir = default_data_dir(),
+    listen: Listen = "",
+    wait_hosts: WaitHosts = 1,
+    wait_timeout: WaitTimeout = 10.0,
+    output: Output = Format.TABLE,
+) -> None:
+    """What each host can do, and where it cannot: why, and what would help."""
+    rows = asyncio.run(_ask(Access(data_dir, listen, wait_hosts, wait_timeout), _diagnose))
+    if host is not None:
+        names = sorted({row["host"] for row in rows})
+        rows = [row for row in rows if row["host"] == host]
+        if not rows:
+            fail(ExitCode.REFUSED, "no-host", f"`{host}` is not connected; connected: {', '.join(names)}")
+    show(rows, ("host", "kind", "able", "reason", "remedy"), output, "kind")
+
+
+async def _ask(access: Access, describe: Any) -> list[dict[str, Any]]:
+    store = open_store(access.data_dir)
+    async with reach(access, store) as controller:
+        return [row for host in controller.fleet.connected for row in describe(host)]
+
+
+def _describe(host: HostState) -> list[dict[str, Any]]:
+    view = view_of(host)
+    error = view.clock_error_ms
+    row = {
+        "name": view.name,
+        "labels": ",".join(f"{key}={value}" for key, value in sorted(view.labels.items())),
+        "version": view.agent_version,
+        "environment": view.environment,
+        "clock_error_ms": None if error is None else round(error, 3),
+        "policy": view.policy,
+        "injector": view.injector_attached,
+    }
+    return [row]
+
+
+def _diagnose(host: HostState) -> list[dict[str, Any]]:
+    return [
+        {
+            "host": host.name,
+            "kind": kind,
+            "able": "yes" if found.able else "no",
+            "reason": found.reason,
+            "remedy": found.remedy,
+        }
+        for kind, found in sorted(host.able.items())
+    ]

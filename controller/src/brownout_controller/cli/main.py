@@ -1,0 +1,63 @@
+"""`brownout`: the command line, put together."""
+
+import os
+
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # before grpc is imported: children are spawned, never forked
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from brownout_controller import __version__
+from brownout_controller.cli import catalogue, experiments, hosts, runs, tokens
+from brownout_controller.demo.main import run_demo
+
+app = typer.Typer(
+    name="brownout",
+    help="Injects faults into staging hosts and measures how health checks and failover behave.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command()(experiments.validate)
+app.command()(experiments.plan)
+app.command()(experiments.run)
+app.command()(runs.report)
+app.command()(hosts.doctor)
+app.command()(catalogue.explain)
+app.add_typer(runs.app, name="runs")
+app.add_typer(hosts.app, name="hosts")
+app.add_typer(catalogue.app, name="faults")
+app.add_typer(tokens.app, name="token")
+
+
+@app.command()
+def demo(
+    report_dir: Annotated[Path, typer.Option("--report-dir", help="where the report goes")] = Path("demo-report"),
+) -> None:
+    """Lose an app server behind a real HAProxy, in namespaces of its own, and measure the failover."""
+    raise typer.Exit(run_demo(report_dir))
+
+
+@app.callback(invoke_without_command=True)
+def options(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    """What stands before every command."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point. A closed pipe on stdout (`| head`) is no error."""
+    try:
+        app()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""token create: how a host comes into the fleet."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from brownout_controller.cli.fleet_access import open_store
+from brownout_controller.cli.output import Format
+from brownout_controller.cli.settings import DataDir, Output, default_data_dir
+from brownout_controller.serving import open_authority
+
+app = typer.Typer(help="One-time tokens by which hosts join.", no_args_is_help=True)
+
+
+@app.command()
+def create(
+    data_dir: DataDir = default_data_dir(),
+    ttl: Annotated[int, typer.Option("--ttl", min=10, max=86_400, help="seconds until it expires")] = 900,
+    output: Output = Format.TABLE,
+) -> None:
+    """A token that is good once, and the line to type on the host."""
+    store = open_store(data_dir)
+    token = store.create_token(ttl)
+    pin = open_authority(data_dir).pin
+    store.close()
+    join = f"brownout-agent join --controller HOST:PORT --token {token} --ca-pin {pin}"
+    if output is Format.TABLE:
+        print(join)
+        typer.echo(f"HOST:PORT is the --listen of `brownout run`. Good once, for {ttl} s.", err=True)
+    else:
+        print(json.dumps({"token": token, "ca_pin": pin, "join": join, "ttl_s": ttl}))
