@@ -274,3 +274,9 @@ def test_a_pace_keeps_to_its_schedule_when_the_caller_is_late_by_less_than_an_in
     due = asyncio.run(main())
     steps = round((due[-1] - due[0]) / 0.05)
     assert due[-1] - due[0] == pytest.approx(steps * 0.05, abs=0.02), "lateness added up"
+
+
+@pytest.mark.parametrize("every_s", [0, -1, float("nan"), float("inf")])
+def test_a_pace_needs_an_interval(every_s: float) -> None:
+    with pytest.raises(ValueError, match="is no interval"):
+        Pace(every_s)

@@ -47,8 +47,10 @@ def test_an_address_is_a_host_and_a_port(text: str, address: Address) -> None:
     ],
 )
 def test_an_address_that_can_never_be_asked_is_refused_with_the_reason(text: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=says) as refusal:
         TcpProbe(text)
+    # The experiment language points at the setting that the text begins with.
+    assert str(refusal.value).startswith("address ")
 
 
 @pytest.mark.parametrize(
@@ -83,8 +85,10 @@ def test_an_address_that_can_never_be_asked_is_refused_with_the_reason(text: str
     ],
 )
 def test_http_settings_that_can_never_work_are_refused_with_the_reason(settings: dict[str, object], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=says) as refusal:
         HttpProbe(**{"url": "http://shop.test/", **settings})  # type: ignore[arg-type]
+    named = str(refusal.value).split()[0]
+    assert named in settings or f"{named}s" in settings or f"{named}_ms" in settings
 
 
 def test_a_password_in_a_url_is_not_repeated_in_the_refusal() -> None:

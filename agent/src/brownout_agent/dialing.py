@@ -72,20 +72,23 @@ class Address:
             raise ValueError(f"{self.host} is a cloud metadata address, which hands out credentials; probes refuse it")
 
 
-def parse_address(text: str) -> Address:
-    """The address of `db-1:5432`, `10.0.0.7:22` or `[::1]:80`.
+def parse_address(text: str, setting: str = "address") -> Address:
+    """The address of `db-1:5432`, `10.0.0.7:22` or `[::1]:80`. Refusals begin with the name of the `setting`.
 
     Raises:
         ValueError: no port, a bad port, or an address that no probe may ask.
     """
     host, colon, port = text.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit():
-        raise ValueError(f"`{text}` has no port; write it like {text.rstrip(':') or 'db-1'}:5432")
+        raise ValueError(f"{setting} `{text}` has no port; write it like {text.rstrip(':') or 'db-1'}:5432")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise ValueError(f"`{text}`: an IPv6 address goes in brackets, like [{host}]:{port}")
-    return Address(host, int(port))
+        raise ValueError(f"{setting} `{text}`: an IPv6 address goes in brackets, like [{host}]:{port}")
+    try:
+        return Address(host, int(port))
+    except ValueError as error:
+        raise ValueError(f"{setting} `{text}`: {error}") from error
 
 
 def check_timeout(timeout_ms: float) -> None:

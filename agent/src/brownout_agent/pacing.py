@@ -7,6 +7,9 @@ class Pace:
     """Due times at start, start + `every_s`, start + 2 * `every_s` ..., where start is the first call of `next_due`."""
 
     def __init__(self, every_s: float) -> None:
+        """Raises ValueError for an interval that is not above 0, or not finite."""
+        if not 0 < every_s < float("inf"):
+            raise ValueError(f"every {every_s:g} s is no interval")
         self._every_s = every_s
         self._start_s: float | None = None
         self._due = 0

@@ -46,7 +46,7 @@ class HaproxyWatcher:
         """Raises ValueError for settings that can never work."""
         check_timeout(self.timeout_ms)
         if not self.socket.startswith("/"):
-            parse_address(self.socket)
+            parse_address(self.socket, "socket")
         if not _NAME.fullmatch(self.backend):
             raise ValueError(f"backend `{self.backend}` is not a name that HAProxy allows: letters, digits and _.:-")
 
