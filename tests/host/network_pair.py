@@ -81,6 +81,18 @@ def _enter(path: Path) -> None:
 
 
 @contextmanager
+def network_namespace() -> Iterator[str]:
+    """A host with nothing but a loopback interface; its name."""
+    name = f"bo-{uuid.uuid4().hex[:8]}"
+    run("ip", "netns", "add", name)
+    try:
+        run("ip", "-n", name, "link", "set", "lo", "up")
+        yield name
+    finally:
+        run("ip", "netns", "delete", name)
+
+
+@contextmanager
 def network_pair() -> Iterator[Pair]:
     """Both hosts up and `far` echoing; nothing of them stays."""
     token = uuid.uuid4().hex[:8]

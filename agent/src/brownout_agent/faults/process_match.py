@@ -94,7 +94,7 @@ def read_process(pid: int) -> Process | None:
         return None
     folder = PROC / str(pid)
     try:
-        argv = _split_argv((folder / "cmdline").read_bytes())
+        argv = split_argv((folder / "cmdline").read_bytes())
         status = (folder / "status").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
@@ -124,10 +124,14 @@ def read_link(pid: int, name: str) -> str:
         return ""
 
 
-def _split_argv(raw: bytes) -> tuple[str, ...]:
+def split_argv(raw: bytes) -> tuple[str, ...]:
+    """The arguments in /proc/PID/cmdline: each ends with a NUL. A title over them leaves only NULs behind it. Pure."""
+    if not raw.rstrip(b"\0"):
+        return ()
     # Undecodable bytes survive the way through JSON and back as surrogates (os.fsdecode).
-    stripped = raw.rstrip(b"\0")
-    return tuple(os.fsdecode(part) for part in stripped.split(b"\0")) if stripped else ()
+    first, *rest = (os.fsdecode(part) for part in raw.removesuffix(b"\0").split(b"\0"))
+    is_title = " " in first and not any(rest)
+    return (first,) if is_title else (first, *rest)
 
 
 def match(parameters: ProcessParameters, host: Host) -> list[Process]:

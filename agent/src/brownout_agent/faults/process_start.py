@@ -18,6 +18,7 @@ from brownout_agent.faults.process_match import Process, read_link, read_process
 from brownout_agent.kernel.processes import PROC
 
 _TIMEOUT_S = 20.0
+_STANDARD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NGINX_TITLE = "nginx: master process "
 _NGINX_OPTIONS = frozenset({"-c", "-p", "-e", "-g"})
 
@@ -83,17 +84,26 @@ def record_image(process: Process) -> Image:
 def _read_image(process: Process, argv: list[str]) -> Image:
     folder = PROC / str(process.key.pid)
     status = dict(line.split(":\t", 1) for line in (folder / "status").read_text(errors="replace").splitlines())
-    environ = (folder / "environ").read_bytes().rstrip(b"\0")
     return Image(
         exe=process.exe,
         argv=argv,
         cwd=str((folder / "cwd").readlink()),
-        environ=[os.fsdecode(pair) for pair in environ.split(b"\0") if b"=" in pair],
+        environ=_environ(process, (folder / "environ").read_bytes(), has_title=argv != list(process.argv)),
         uid=process.uid,
         gid=int(status["Gid"].split()[1]),
         groups=[int(group) for group in status["Groups"].split()],
         cgroups=process_cgroups.folders(process.key.pid),
     )
+
+
+def _environ(process: Process, raw: bytes, *, has_title: bool) -> list[str]:
+    """The environment in /proc/PID/environ. A title runs on over it: what it held is lost, and only NULs are left."""
+    if not has_title:
+        return [os.fsdecode(pair) for pair in raw.split(b"\0") if b"=" in pair]
+    if not raw.endswith(b"\0\0"):
+        raise Refusal(f"the title of {process.text} has no room for all its arguments", "leave `restart` out")
+    # Also what gives the next title its room.
+    return [f"PATH={_STANDARD_PATH}"]
 
 
 def untitled(argv: tuple[str, ...]) -> tuple[str, ...]:
