@@ -28,7 +28,7 @@ def run_experiment(staging: Staging, experiment: Path, report_dir: Path, variabl
     joins = {host: _join(staging, host, data) for host in ROLES}
     start_injectors(staging)
     argv: list[str | Path] = [program("brownout"), "run", experiment, "--data-dir", data, "--report-dir", report_dir]
-    argv += ["--listen", LISTEN, "--wait-hosts", str(len(ROLES))]
+    argv += ["--report", "html,md,json", "--listen", LISTEN, "--wait-hosts", str(len(ROLES))]
     for name, value in variables.items():
         argv += ["--var", f"{name}={value}"]
     command = staging.command(CONTROLLER, [str(word) for word in argv], unprivileged=True)

@@ -41,14 +41,10 @@ def run_demo(report_dir: Path) -> int:
     try:
         with _signals_interrupt():
             obstacle = _why_no_staging()
-            code = one_host.run(report_dir, obstacle) if obstacle else _in_staging(report_dir)
+            return one_host.run(report_dir, obstacle) if obstacle else _in_staging(report_dir)
     except Interrupted as interrupt:
         say(f"Ended by {interrupt}.")
         return 128 + interrupt.number
-    reports = sorted(report_dir.glob("*.html"), key=lambda path: path.stat().st_mtime)
-    if reports:
-        say(f"Report: {os.path.relpath(reports[-1])}")
-    return code
 
 
 def _in_staging(report_dir: Path) -> int:

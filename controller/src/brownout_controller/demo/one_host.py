@@ -23,9 +23,10 @@ def run(report_dir: Path, obstacle: str) -> int:
     else:
         chosen = experiment("getting-started/busy-cpu")
         say(f"Left out: process.pause, since {pause.reason}.")
-    with _web_service() as (pid, url):
+    with _web_service() as (pid, url), tempfile.TemporaryDirectory() as data:
         say(f"  service   python -m http.server, pid {pid}, {url}\n")
-        argv: list[str | Path] = [program("brownout"), "run", chosen, "--report-dir", report_dir, "--var", f"url={url}"]
+        argv: list[str | Path] = [program("brownout"), "run", chosen, "--data-dir", data, "--report-dir", report_dir]
+        argv += ["--report", "html,md,json", "--var", f"url={url}"]
         argv += ["--var", f"pid={pid}"] if pause.able else []
         with foreground(argv) as process:
             pass
