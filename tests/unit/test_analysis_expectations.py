@@ -108,7 +108,9 @@ def test_without_samples_nothing_is_held(expected: str) -> None:
 def test_percentiles_are_the_nearest_rank_of_the_answers(expected: str, value: float) -> None:
     hundred = series(end_s=10.0, took_ms=lambda t: round(t * 10) + 1.0)
 
-    assert judged(record(expectations=(("checkout", expected),), series=(hundred,))).measured == exactly(value)
+    run = record(expectations=(("checkout", expected),), series=(hundred,), faults=())
+
+    assert judged(run).measured == exactly(value)
 
 
 def test_a_percentile_of_too_few_answers_is_not_judged() -> None:

@@ -1,23 +1,19 @@
 """Text that others wrote, made harmless to look at: nothing in it can move a cursor, hide, or reorder what is shown."""
 
-import unicodedata
-
-_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-
 
 def visible(text: object) -> str:
     r"""The text with control, format and bidirectional characters written out: ESC as `\x1b`, U+202E as `\u202e`.
 
-    Line breaks and tabs become spaces: every caller shows one line.
+    Line breaks and every other kind of white space become a space: every caller shows one line.
     """
     return "".join(_shown(character) for character in str(text))
 
 
 def _shown(character: str) -> str:
-    if character in "\n\r\t":
-        return " "
-    if unicodedata.category(character) not in _HIDDEN_CATEGORIES:
+    if character.isprintable():
         return character
+    if character.isspace():
+        return " "
     code = ord(character)
     if code <= 0xFF:
         return f"\\x{code:02x}"
