@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal, NoReturn
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from brownout_agent.faults.contract import (
     ABLE,
@@ -69,7 +69,20 @@ def _sorted_once(cores: tuple[int, ...]) -> tuple[int, ...]:
 
 
 Core = Annotated[int, Field(ge=0, strict=True)]
-Cores = Annotated[tuple[Core, ...], BeforeValidator(_cores), AfterValidator(_sorted_once), Field(min_length=1)]
+_CORES_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "pattern": r"^\s*\d+(-\d+)?\s*(,\s*\d+(-\d+)?\s*)*$"},
+        {"type": "integer", "minimum": 0},
+        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+    ]
+}
+Cores = Annotated[
+    tuple[Core, ...],
+    BeforeValidator(_cores),
+    AfterValidator(_sorted_once),
+    Field(min_length=1),
+    WithJsonSchema(_CORES_SCHEMA),
+]
 
 
 class CpuLoadParameters(FaultParameters):

@@ -12,7 +12,7 @@ all the same, the holder is the kernel's first victim (oom_score_adj 1000), and 
 import os
 import time
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import ClassVar, NoReturn, Self
 
 from pydantic import Field, model_validator
 
@@ -92,25 +92,29 @@ class MemoryLoad(Fault[MemoryLoadParameters]):
         return {"asked_bytes": asked, "reserve_bytes": reserve}
 
     def apply(self, parameters: MemoryLoadParameters, facts: Facts, hold: Hold) -> None:
-        asked, reserve = facts["asked_bytes"], facts["reserve_bytes"]
         try:
-            memory = ResidentMemory(asked)
+            _take_and_keep(facts["asked_bytes"], facts["reserve_bytes"], hold)
         except OSError as error:
-            raise Refusal(f"the kernel does not promise {format_size(asked)}: {error.strerror}") from error
-        ready_by_s = time.monotonic() + _GROW_UNTIL_READY_S
-        while memory.held_bytes < asked and time.monotonic() < ready_by_s:
-            before = memory.held_bytes
-            memory.resize(next_size(before, asked, read_room().available_bytes, reserve))
-            if memory.held_bytes <= before:
-                break
-        hold.ready(start=memory.start, end=memory.end, is_locked=memory.is_locked)
-        while True:
-            time.sleep(_WATCH_EVERY_S)
-            memory.resize(next_size(memory.held_bytes, asked, read_room().available_bytes, reserve))
-            memory.keep_resident()
+            asked = format_size(facts["asked_bytes"])
+            raise Refusal(f"the kernel does not hand out {asked}: {error.strerror}") from error
 
     def measure(self, record: Record[MemoryLoadParameters], host: Host) -> Meter:
         return MemoryMeter(record.facts, record.holders[0])
+
+
+def _take_and_keep(asked: int, reserve: int, hold: Hold) -> NoReturn:
+    memory = ResidentMemory(asked)
+    ready_by_s = time.monotonic() + _GROW_UNTIL_READY_S
+    while memory.held_bytes < asked and time.monotonic() < ready_by_s:
+        before = memory.held_bytes
+        memory.resize(next_size(before, asked, read_room().available_bytes, reserve))
+        if memory.held_bytes <= before:
+            break
+    hold.ready(start=memory.start, end=memory.end, is_locked=memory.is_locked)
+    while True:
+        time.sleep(_WATCH_EVERY_S)
+        memory.resize(next_size(memory.held_bytes, asked, read_room().available_bytes, reserve))
+        memory.keep_resident()
 
 
 def _share(parameters: MemoryLoadParameters) -> float:
