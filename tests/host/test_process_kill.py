@@ -16,11 +16,11 @@ import pytest
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Host, Record, Refusal
 from brownout_agent.faults.process_match import read_process, read_processes
-from brownout_agent.faults.process_start import Program, instances
+from brownout_agent.faults.process_start import Program, StartFailed, instances
 from brownout_agent.kernel.processes import is_alive, key_of, send_signal, wait_dead
 
 from tests.host.network_pair import inside, network_namespace
-from tests.support.faultbench import held
+from tests.support.faultbench import Held, held
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="other users' processes need root")]
 
@@ -73,6 +73,11 @@ def until(is_so: Callable[[], object], timeout_s: float = 5.0) -> None:
         time.sleep(0.01)
 
 
+def gone(it: Held) -> float | None:
+    it.meter.sample()
+    return it.meter.effect().achieved
+
+
 @contextmanager
 def serving(folder: Path, *words: str, user: int = 0) -> Iterator[Served]:
     """A server in `folder`; at the end every instance of it is killed, whoever started it."""
@@ -109,6 +114,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for parent in (path, path.parent, path.parent.parent):
         parent.chmod(0o755)
     return path
+
+
+def test_the_host_can_kill() -> None:
+    assert catalogue()["process.kill"].detect(Host()).able
 
 
 def test_it_is_gone_and_stays_gone_without_restart(folder: Path) -> None:
@@ -151,8 +160,7 @@ def test_workers_are_left_to_the_parent_that_comes_back(folder: Path) -> None:
         with serving(folder, "worker", f"of-{os.getpid()}") as served:
             async with held("process.kill", command=f"of-{os.getpid()}", restart=True) as it:
                 served.process.wait(timeout=2)
-                it.meter.sample()
-                assert it.meter.effect().achieved == 2
+                until(lambda: gone(it) == 2)
             assert len(served.running()) == 1
 
     asyncio.run(scene())
@@ -257,18 +265,30 @@ def test_nginx_comes_back_with_its_configuration_though_it_has_overwritten_its_a
             async with held("process.kill", process="nginx", restart=True) as it:
                 nginx.wait(timeout=2)
                 until(lambda: fetch(8080) == "")
-                it.meter.sample()
-                assert it.meter.effect().achieved == 3  # the master and two workers
+                until(lambda: gone(it) == 3)  # the master and two workers
             until(lambda: fetch(8080) == "mine")
-            (master,) = instances(it_program(it.record), read_processes())
+            (master,) = instances(program_of(it.record), read_processes())
             assert master.argv[0].endswith("-g daemon off; master_process on;")
 
     asyncio.run(scene())
 
 
-def it_program(record: Record[Any]) -> Program:
+def program_of(record: Record[Any]) -> Program:
     comeback = record.facts["comebacks"][0]
     return Program(comeback["exe"], tuple(comeback["argv"]))
+
+
+def test_a_failed_restart_says_why_and_remains_as_residue(folder: Path) -> None:
+    fault = catalogue()["process.kill"]
+    with serving(folder, "lost") as served:
+        parameters = fault.Parameters.model_validate({"pid": served.process.pid, "restart": True})
+        record = Record("id", parameters, fault.prepare(parameters, Host()), 1.0)
+        record.facts["comebacks"][0]["images"][0]["cwd"] = str(folder / "gone")
+        served.process.kill()
+        served.process.wait()
+        with pytest.raises(StartFailed, match="No such file or directory"):
+            fault.undo(record)
+        assert len(fault.residue(record)) == 1
 
 
 def test_a_restart_that_could_not_be_true_is_refused(tmp_path: Path) -> None:

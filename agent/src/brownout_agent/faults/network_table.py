@@ -5,7 +5,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from brownout_agent.faults.contract import ABLE, Capability, Effect, Facts, Fault, Hold, Host, Meter, Record
+from brownout_agent.faults.contract import ABLE, Capability, Effect, Facts, Fault, Hold, Host, Meter, Record, Refusal
 from brownout_agent.faults.network_rules import (
     FAMILY,
     LEASE_MARGIN_MS,
@@ -66,13 +66,16 @@ class NetworkFault(Fault[N]):
 
     def apply(self, parameters: N, facts: Facts, hold: Hold) -> None:
         with Nftables() as nft:
-            owned = _load(
-                nft,
-                table_name(hold.fault_id),
-                Scope.of(parameters, facts),
-                lots_lost=self.lots_lost(parameters),
-                lease_ms=round(hold.duration_s * 1_000) + LEASE_MARGIN_MS,
-            )
+            try:
+                owned = _load(
+                    nft,
+                    table_name(hold.fault_id),
+                    Scope.of(parameters, facts),
+                    lots_lost=self.lots_lost(parameters),
+                    lease_ms=round(hold.duration_s * 1_000) + LEASE_MARGIN_MS,
+                )
+            except NftablesError as error:
+                raise Refusal(*_why_not(error)) from error
             hold.ready(owned=owned)
             hold.wait()
 

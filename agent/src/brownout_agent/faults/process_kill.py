@@ -6,6 +6,7 @@ else with the same arguments, folder, environment, user and groups. What was onl
 """
 
 import json
+import os
 import signal
 import time
 from typing import Annotated, Any
@@ -65,12 +66,19 @@ class ProcessKill(Fault[KillParameters]):
     kind = "process.kill"
     summary = "End processes by a signal; on request start them again afterwards."
     reverts = (
-        "Nothing is left to undo without `restart`. With it, whoever undoes (injector, reaper, next start) starts "
-        "again what is missing."
+        "Nothing is left to undo without `restart`. With it, whoever undoes (the injector, the reaper, the injector's "
+        "next start) starts again what is missing."
     )
     Parameters = KillParameters
 
     def detect(self, host: Host) -> Capability:
+        try:
+            # The way in which apply will do it, with the signal that does nothing.
+            descriptor = os.pidfd_open(os.getpid())
+            signal.pidfd_send_signal(descriptor, 0)
+            os.close(descriptor)
+        except OSError as error:
+            return Capability(False, f"signals by pidfd are refused: {error}", "use Linux 5.3 or later, or allow them")
         return ABLE
 
     def prepare(self, parameters: KillParameters, host: Host) -> Facts:
@@ -101,12 +109,9 @@ class ProcessKill(Fault[KillParameters]):
         if not record.parameters.restart:
             return
         wait_dead(_keys(record.facts), _DYING_TIMEOUT_S)
-        for comeback in record.facts["comebacks"]:
-            missing = _missing(comeback)
-            if missing and comeback["unit"]:
-                process_start.restart_unit(comeback["unit"])
-            elif missing:
-                process_start.start(comeback["images"][:missing])
+        failures = [failure for comeback in record.facts["comebacks"] if (failure := _bring_back(comeback))]
+        if failures:
+            raise process_start.StartFailed("; ".join(failures))
         deadline = time.monotonic() + _START_TIMEOUT_S
         while self.residue(record) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
@@ -177,6 +182,19 @@ def _comebacks(chosen: list[Process], everyone: list[Process], *, with_image: bo
             {"exe": program.exe, "argv": list(program.argv), "before": before, "unit": unit, "images": images}
         )
     return comebacks
+
+
+def _bring_back(comeback: dict[str, Any]) -> str:
+    """Start what is missing; returns why that failed, "" when it did not. One failure must not keep the others down."""
+    missing = _missing(comeback)
+    try:
+        if missing and comeback["unit"]:
+            process_start.restart_unit(comeback["unit"])
+        elif missing:
+            process_start.start(comeback["images"][:missing])
+    except process_start.StartFailed as error:
+        return str(error)
+    return ""
 
 
 def _program(comeback: dict[str, Any]) -> Program:

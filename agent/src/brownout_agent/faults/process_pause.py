@@ -65,7 +65,10 @@ class ProcessPause(Fault[PauseParameters]):
 
     def apply(self, parameters: PauseParameters, facts: Facts, hold: Hold) -> None:
         keys = _keys(facts)
-        stopped = [key for key in keys if is_alive(key) and ptrace.stop(key.pid, _STOP_TIMEOUT_S)]
+        try:
+            stopped = [key for key in keys if is_alive(key) and ptrace.stop(key.pid, _STOP_TIMEOUT_S)]
+        except OSError as error:
+            raise Refusal(str(error), "see `explain process.pause`") from error
         # A pid that changed hands before the stop would be a stranger; afterwards it cannot change hands unseen.
         if strangers := [key.pid for key in stopped if not is_alive(key)]:
             raise Refusal(f"pid {strangers} went to another process while it was being stopped", "try again")

@@ -23,6 +23,10 @@ _NGINX_TITLE = "nginx: master process "
 _NGINX_OPTIONS = frozenset({"-c", "-p", "-e", "-g"})
 
 
+class StartFailed(OSError):
+    """What was killed could not be started again; the text says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Program:
     """What a process runs, without the title that it may have put over its arguments. Equal programs are equal."""
@@ -147,24 +151,27 @@ def start(images: list[dict[str, Any]]) -> None:
     """Start processes, detached: own session, stdio on /dev/null, in the order given.
 
     Raises:
-        RuntimeError: one of them could not be started; the text says why.
+        StartFailed: not all of them could be started; the text says which and why.
     """
-    argv = [sys.executable, "-I", "-m", __name__]
-    done = subprocess.run(argv, input=json.dumps(images).encode(), capture_output=True, timeout=_TIMEOUT_S, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr.decode(errors="replace").strip())
+    _run([sys.executable, "-I", "-m", __name__], json.dumps(images).encode())
 
 
 def restart_unit(unit: str) -> None:
     """Have systemd restart a service.
 
     Raises:
-        RuntimeError: systemctl failed; the text is its own.
+        StartFailed: systemctl failed; the text is its own.
     """
-    argv = ["systemctl", "restart", "--", unit]
-    done = subprocess.run(argv, capture_output=True, timeout=_TIMEOUT_S, check=False)
+    _run(["systemctl", "restart", "--", unit])
+
+
+def _run(argv: list[str], standard_input: bytes = b"") -> None:
+    try:
+        done = subprocess.run(argv, input=standard_input, capture_output=True, timeout=_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise StartFailed(f"{' '.join(argv)}: {error}") from error
     if done.returncode:
-        raise RuntimeError(f"{' '.join(argv)}: {done.stderr.decode(errors='replace').strip()}")
+        raise StartFailed(f"{' '.join(argv)}: {done.stderr.decode(errors='replace').strip()}")
 
 
 def count_running(program: Program) -> int:
@@ -177,10 +184,10 @@ def count_running(program: Program) -> int:
 
 def main() -> None:
     """Start what stdin says; exit code 1 and a text on stderr when one of them cannot be."""
-    for plain in json.load(sys.stdin):
-        image = Image(**plain)
-        if error := _start_detached(image):
-            raise SystemExit(f"cannot start {image.exe}: {error}")
+    images = [Image(**plain) for plain in json.load(sys.stdin)]
+    failures = [f"cannot start {image.exe}: {error}" for image in images if (error := _start_detached(image))]
+    if failures:
+        raise SystemExit("; ".join(failures))
 
 
 def _start_detached(image: Image) -> str:

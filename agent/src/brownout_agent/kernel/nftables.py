@@ -15,7 +15,7 @@ LIBRARY = "libnftables.so.1"
 _OUTPUT_JSON = 1 << 4
 
 
-class NftablesError(Exception):
+class NftablesError(OSError):
     """The library or the kernel refused; the text is theirs."""
 
 
@@ -40,8 +40,7 @@ class Nftables:
     """One connection to nftables of the calling thread's network namespace. Owned tables live as long as it does.
 
     Raises:
-        OSError: the library is not there.
-        NftablesError: it gives no context.
+        OSError: the library is not there, or it gives no context.
     """
 
     def __init__(self) -> None:
@@ -106,8 +105,7 @@ def table_names(family: str) -> list[str]:
     """The names of all tables of a family, such as `inet`.
 
     Raises:
-        OSError: the library is not there.
-        NftablesError: the kernel refused.
+        OSError: the library is not there, or the kernel refused.
     """
     with Nftables() as nft:
         listed = nft.listing(f"list tables {family}")
@@ -120,8 +118,7 @@ def read_counters(family: str, table: str) -> dict[str, int]:
     Every call opens a connection of its own: a libnftables context caches what it once read.
 
     Raises:
-        OSError: the library is not there.
-        NftablesError: the kernel refused, or there is no such table.
+        OSError: the library is not there, the kernel refused, or there is no such table.
     """
     with Nftables() as nft:
         listed = nft.listing(f"list counters table {family} {table}")
