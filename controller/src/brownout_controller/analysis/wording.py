@@ -51,7 +51,8 @@ def quantity(value: float, unit: str) -> str:
     if math.isinf(value):
         return "unbounded"
     if unit == "%":
-        return f"{value:.4g}%" if value >= 99 else f"{value:.3g}%"
+        # Cut off near the top, not rounded: one failure in a million requests is not 100%.
+        return f"{math.floor(round(value * 1000, 6)) / 1000:g}%" if value >= 99 else f"{value:.3g}%"
     return f"{value:g}"
 
 
