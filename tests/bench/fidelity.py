@@ -244,7 +244,7 @@ async def measure() -> list[Figure]:
     figures = []
     for part in parts:
         async for figure in part:
-            print("  ".join([figure.subject, *figure.cells()]), flush=True)  # noqa: T201 - progress of ten minutes
+            print("  ".join([figure.subject, *figure.cells()]), flush=True)
             figures.append(figure)
     return figures
 

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from brownout_agent.faults.cpu_load import CpuLoadParameters, Regulator, fill_to_mean
+from brownout_agent.faults.cpu_load import CpuLoadParameters, Regulator, fill_to_mean, is_proved
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -101,3 +101,22 @@ def test_levels_are_shares_of_a_core_whatever_was_seen() -> None:
     regulator = Regulator(1.0, [0.0, 0.0])
     for busy in ([0.0, 0.0], [1.0, 1.0], [0.0, 1.0]):
         assert all(0 <= level <= 1 for level in regulator.step(5.0, busy, [0.0, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("of", "asked", "achieved", "own", "proved"),
+    [
+        ("total", 50, 52.9, 20, True),
+        ("total", 50, 46.9, 46, False),
+        ("total", 50, 53.1, 20, False),
+        ("total", 30, 30.5, 0.2, False),
+        ("own", 50, 47.5, 47.5, True),
+        ("own", 2, 0.1, 0.1, False),
+        ("total", 2, 1.9, 0.05, False),
+        ("total", 2, 2.2, 1.5, True),
+    ],
+)
+def test_proved_is_what_was_asked_with_a_part_of_the_faults_own(
+    of: str, asked: float, achieved: float, own: float, proved: bool
+) -> None:
+    assert is_proved(of, asked, achieved, own) is proved

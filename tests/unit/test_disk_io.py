@@ -1,7 +1,7 @@
 """disk.io without a disk: parameters, the size of a request, and when each is due."""
 
 import pytest
-from brownout_agent.faults.disk_io import DiskIoParameters, block_bytes, next_due_s
+from brownout_agent.faults.disk_io import DiskIoParameters, block_bytes, is_near, next_due_s
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -57,3 +57,19 @@ def test_a_late_block_is_made_up_for() -> None:
 
 def test_a_disk_that_hung_owes_half_a_second_and_no_more() -> None:
     assert next_due_s(10.0, 0.05, now_s=70.0) == pytest.approx(69.5)
+
+
+@pytest.mark.parametrize(
+    ("rate_bps", "asked_bps", "block", "seconds", "near"),
+    [
+        (19.1 * MIB, 20 * MIB, MIB, 100.0, True),
+        (18.9 * MIB, 20 * MIB, MIB, 100.0, False),
+        (21.2 * MIB, 20 * MIB, MIB, 100.0, False),
+        (18.0 * MIB, 20 * MIB, MIB, 1.0, True),
+        (0, 1024, 4096, 2.0, False),
+    ],
+)
+def test_a_rate_is_near_within_five_percent_and_a_block_but_a_disk_at_rest_never_is(
+    rate_bps: float, asked_bps: int, block: int, seconds: float, near: bool
+) -> None:
+    assert is_near(rate_bps, asked_bps, block, seconds) is near

@@ -48,7 +48,9 @@ from brownout_agent.kernel.duty import SharedLevels, burn
 from brownout_agent.kernel.processes import ProcessKey, read_stat
 
 TOLERANCE_POINTS = 3.0
-"""A mean further from the asked percentage than this is not proved."""
+"""A mean further from the asked percentage than this, or than half of what was asked, is not proved."""
+LEAST_OWN_POINTS = 1.0
+"""A total that others brought about, while the fault itself used less than this, is not proved."""
 _REGULATE_EVERY_S = 0.25
 _SECONDS_TO_MAKE_UP = 2.0
 _DEBT_KEPT_S = 0.25
@@ -205,6 +207,15 @@ def _regulate(target: float, cores: list[int], workers: list[ProcessKey], levels
         seen_ns, ticks, used_ns = now_ns, now_ticks, now_used_ns
 
 
+# ---- the judgement ----------------------------------------------------------------------------------------------
+
+
+def is_proved(of: str, asked: float, achieved: float, own: float) -> bool:
+    """Whether the mean is what was asked and the fault had a part in it. All in percent of the chosen cores."""
+    is_near = abs(achieved - asked) <= min(TOLERANCE_POINTS, asked / 2)
+    return is_near and (of == "own" or own >= min(LEAST_OWN_POINTS, asked / 2))
+
+
 # ---- the meter --------------------------------------------------------------------------------------------------
 
 
@@ -270,39 +281,38 @@ class CpuMeter(Meter):
             now.busy_percent_since(before) if is_total else now.own_percent_since(before, len(self.cores))
             for before, now in zip(self._readings, self._readings[1:], strict=False)
         ]
-        deviation = achieved - self.parameters.percent
         seconds = (last.at_ns - first.at_ns) / 1e9
         said = (
-            f"Over {seconds:.1f} s core {format_core_list(self.cores)} was busy for {total_percent:.1f} % "
+            f"Over {seconds:.1f} s cores {format_core_list(self.cores)} was busy for {total_percent:.1f} % "
             f"(/proc/stat, everything but idle and iowait), {own_percent:.1f} % by the fault itself "
             f"(/proc/PID/stat); 100 % is {len(self.cores)} chosen core(s) busy all the time."
         )
-        proved = abs(deviation) <= TOLERANCE_POINTS
+        proved = is_proved(self.parameters.of, self.parameters.percent, achieved, own_percent)
         return Effect(
             asked=self.parameters.percent,
             achieved=achieved,
             unit="percent",
             proved=proved,
-            explanation=said if proved else f"{said} {self._why_not(deviation, total_percent - own_percent)}",
+            explanation=said if proved else f"{said} {self._why_not(achieved, total_percent, own_percent)}",
             samples=len(windows),
             lowest=min(windows),
             highest=max(windows),
         )
 
-    def _why_not(self, deviation: float, others_percent: float) -> str:
-        asked = f"{self.parameters.percent:g} %"
-        if deviation > 0 and self.parameters.of == "total":
+    def _why_not(self, achieved: float, total: float, own: float) -> str:
+        asked, others = self.parameters.percent, total - own
+        if self.parameters.of == "total" and (achieved > asked or own < LEAST_OWN_POINTS < others):
             return (
-                f"Others used {others_percent:.1f} % on their own and at times more than {asked}; it cannot take that."
+                f"Others used {others:.1f} %, at times more than {asked:g} % on their own, which it cannot take back."
             )
-        if deviation > 0:
-            return f"It used more than {asked}."
+        if achieved > asked:
+            return f"It used more than {asked:g} %."
         throttled_s = self.quota.throttled_s - (self._throttled_before_s or 0.0) if self.quota else 0.0
         if self.quota is not None and throttled_s > 0:
             return (
                 f"The CPU quota of control group {self.quota.group} ({self.quota.cores:g} cores) starved it: the "
                 f"kernel held the group back for {throttled_s:.1f} s."
             )
-        if others_percent > TOLERANCE_POINTS:
-            return f"Others used {others_percent:.1f} % and won over it; `nice: -10` gives it precedence."
+        if others > TOLERANCE_POINTS:
+            return f"Others used {others:.1f} % and won over it; `nice: -10` gives it precedence."
         return "The kernel gave its workers too little CPU time."
