@@ -4,6 +4,7 @@ import asyncio
 import os
 import resource
 import socket
+import threading
 
 import pytest
 from brownout_agent.dialing import NotAskedError
@@ -70,3 +71,12 @@ def test_a_prober_without_descriptors_did_not_ask() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
     asyncio.run(ask_without_descriptors())
+
+
+def test_a_prober_that_may_not_start_a_thread_to_resolve_a_name_did_not_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(NotAskedError, match="cannot resolve localhost: can't start new thread"):
+        ask(TcpProbe("localhost:9"))

@@ -227,7 +227,10 @@ def _start_lookup(key: tuple[asyncio.AbstractEventLoop, Address]) -> asyncio.Fut
             _lookups.pop(key, None)
 
     # A daemon thread of our own: the loop's executor would make the program wait for a hanging resolver at its end.
-    threading.Thread(target=look_up, name=f"resolve {address.host}", daemon=True).start()
+    try:
+        threading.Thread(target=look_up, name=f"resolve {address.host}", daemon=True).start()
+    except RuntimeError as error:  # the limit of processes and threads is reached
+        raise NotAskedError(f"cannot resolve {address.host}: {error}") from error
     return found
 
 
