@@ -175,13 +175,23 @@ def test_undo_twice_or_beside_a_supervisor_starts_no_second_one(folder: Path) ->
         assert served.running() == [served.process.pid]
         served.process.kill()
         served.process.wait()
-        assert fault.residue(record) == [
-            f"1 of 1 `{' '.join(served.program.argv)}` did not come back; next: start it by hand"
-        ]
+        assert fault.residue(record) == [f"1 of 1 {served.program.exe} did not come back; next: start it by hand"]
         fault.undo(record)
         fault.undo(record)
         assert fault.residue(record) == []
         assert len(served.running()) == 1
+
+
+def test_a_worker_alone_is_left_to_its_parent(folder: Path) -> None:
+    async def scene() -> None:
+        with serving(folder, "worker", f"alone-{os.getpid()}") as served:
+            worker = next(one for one in read_processes() if one.parent_pid == served.process.pid)
+            async with held("process.kill", pid=worker.key.pid, restart=True) as it:
+                until(lambda: gone(it) == 1)
+                assert "as many again" not in it.meter.effect().explanation
+            assert served.running() == [served.process.pid]
+
+    asyncio.run(scene())
 
 
 def test_an_equal_process_that_was_there_before_does_not_pass_for_the_killed_one(folder: Path) -> None:

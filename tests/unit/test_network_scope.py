@@ -180,7 +180,7 @@ def test_what_a_fault_means_reads_well() -> None:
     assert scope(["10.0.0.9/32", "10.1.0.0/16"], port=["80", "8000-8080"], protocol="tcp", interface="eth0").text == (
         "10.0.0.9, 10.1.0.0/16 port 80, 8000-8080 tcp through eth0"
     )
-    assert scope().text == "everyone"
+    assert scope().text == "any peer"
 
 
 # ---- judgement --------------------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ class Scope:
     @property
     def text(self) -> str:
         """For people: `10.0.0.9 port 5432`."""
-        parts = ["everyone" if self.networks is None else ", ".join(_short(network) for network in self.networks)]
+        parts = ["any peer" if self.networks is None else ", ".join(_short(network) for network in self.networks)]
         if self.ports:
             ranges = (str(first) if first == last else f"{first}-{last}" for first, last in self.ports)
             parts.append("port " + ", ".join(ranges))

@@ -9,7 +9,8 @@ import json
 import os
 import signal
 import time
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -28,12 +29,12 @@ from brownout_agent.faults.contract import (
     Refusal,
 )
 from brownout_agent.faults.process_match import Process, ProcessParameters, match, read_processes
-from brownout_agent.faults.process_start import Program
+from brownout_agent.faults.process_start import Program, instances
 from brownout_agent.kernel.clock import boottime_ns
 from brownout_agent.kernel.processes import ProcessKey, is_alive, send_signal, wait_dead
 
-SIGNALS = ("KILL", "TERM", "INT", "QUIT", "HUP", "ABRT", "SEGV", "BUS")
-"""Those that end a process which does not care for them."""
+SignalName = Literal["KILL", "TERM", "INT", "QUIT", "HUP", "ABRT", "SEGV", "BUS"]
+"""Those that end a process which does not care for them (signal(7))."""
 _LARGEST_FACTS = 128 * 1024
 """The journal keeps the facts once for each mark of the fault, and must have room for all of them."""
 _DYING_TIMEOUT_S = 0.5
@@ -42,20 +43,13 @@ _START_TIMEOUT_S = 3.0
 _POLL_S = 0.02
 
 
-def _signal_name(value: object) -> object:
-    name = value.upper().removeprefix("SIG") if isinstance(value, str) else value
-    if name not in SIGNALS:
-        raise ValueError(f"{value!r} does not end processes; choose one of {', '.join(SIGNALS)}")
-    return name
-
-
 class KillParameters(ProcessParameters):
     """Which processes end, how, and whether they come back."""
 
     signal: Annotated[
-        str,
-        BeforeValidator(_signal_name),
-        Field(description=f"{', '.join(SIGNALS)}; all but KILL can be caught by the process"),
+        SignalName,
+        BeforeValidator(lambda name: name.upper().removeprefix("SIG") if isinstance(name, str) else name),
+        Field(description="with or without SIG; a process can catch all but KILL"),
     ] = "KILL"
     restart: bool = Field(False, description="at the end, start again what nobody else has brought back by then")
 
@@ -121,7 +115,8 @@ class ProcessKill(Fault[KillParameters]):
             return []
         missing = ((comeback, _missing(comeback)) for comeback in record.facts["comebacks"])
         return [
-            f"{count} of {comeback['before']} `{' '.join(comeback['argv'])}` did not come back; next: start it by hand"
+            # Not its arguments, which may hold secrets: this text leaves the host.
+            f"{count} of {comeback['before']} {comeback['exe']} did not come back; next: start it by hand"
             for comeback, count in missing
             if count
         ]
@@ -145,12 +140,12 @@ class _DeathMeter(Meter):
     def sample(self) -> None:
         self._samples += 1
         self._alive = [key for key in self._names if is_alive(key)]
-        if self._back_after_s is None and not self._alive and self._all_are_back():
+        if self._programs and self._back_after_s is None and not self._alive and self._all_are_back():
             self._back_after_s = (boottime_ns() - self._began_ns) / 1e9
 
     def _all_are_back(self) -> bool:
         everyone = read_processes()
-        return all(len(process_start.instances(program, everyone)) >= before for program, before in self._programs)
+        return all(len(instances(program, everyone)) >= before for program, before in self._programs)
 
     def effect(self) -> Effect:
         asked, gone = len(self._names), len(self._names) - len(self._alive)
@@ -166,22 +161,25 @@ class _DeathMeter(Meter):
 
 
 def _comebacks(chosen: list[Process], everyone: list[Process], *, with_image: bool) -> list[dict[str, Any]]:
-    """For each program among the *roots* (chosen ones without a chosen parent): how to tell that it is back, and how
-    to bring it back. Children are left to their parents."""
+    """For each program of the *roots*: how to tell that it is back, and how to bring it back. A root is a chosen one
+    that neither a chosen parent nor a parent of the same program brings back."""
     pids = {process.key.pid for process in chosen}
     roots: dict[Program, list[Process]] = {}
     for process in chosen:
-        if process.parent_pid not in pids:
-            roots.setdefault(Program.of(process), []).append(process)
+        program = Program.of(process)
+        if process.parent_pid not in pids and process.key in _keys_of(instances(program, everyone)):
+            roots.setdefault(program, []).append(process)
     comebacks = []
     for program, members in roots.items():
         unit = process_cgroups.systemd_unit(members[0].key.pid) if with_image else ""
         images = [process_start.record_image(member).as_json() for member in members] if with_image and not unit else []
-        before = len(process_start.instances(program, everyone))
-        comebacks.append(
-            {"exe": program.exe, "argv": list(program.argv), "before": before, "unit": unit, "images": images}
-        )
+        before = len(instances(program, everyone))
+        comebacks.append({**asdict(program), "before": before, "unit": unit, "images": images})
     return comebacks
+
+
+def _keys_of(processes: list[Process]) -> set[ProcessKey]:
+    return {process.key for process in processes}
 
 
 def _bring_back(comeback: dict[str, Any]) -> str:
@@ -198,7 +196,7 @@ def _bring_back(comeback: dict[str, Any]) -> str:
 
 
 def _program(comeback: dict[str, Any]) -> Program:
-    return Program(comeback["exe"], tuple(comeback["argv"]))
+    return Program(comeback["exe"], tuple(comeback["argv"]), bool(comeback["own_network"]))
 
 
 def _missing(comeback: dict[str, Any]) -> int:

@@ -29,14 +29,16 @@ class StartFailed(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What a process runs, without the title that it may have put over its arguments. Equal programs are equal."""
+    """What a process runs, without the title that it may have put over its arguments, and whether here or in a
+    container's network. Processes of equal programs can stand in for each other."""
 
     exe: str
     argv: tuple[str, ...]
+    own_network: bool = True
 
     @classmethod
     def of(cls, process: Process) -> "Program":
-        return cls(process.exe, untitled(process.argv))
+        return cls(process.exe, untitled(process.argv), process.own_network)
 
 
 @dataclass(frozen=True, slots=True)
