@@ -1,6 +1,6 @@
 """Many deaths: every fault x {agent, injector, both, controller}, REPEATS times each, a few side by side.
 
-    .venv/bin/python -m tests.bench.deaths [REPEATS]        as root; writes docs/deaths.md
+.venv/bin/python -m tests.bench.deaths [REPEATS]        as root; writes docs/deaths.md
 """
 
 import asyncio
@@ -66,9 +66,9 @@ gone: median / maximum. The lease is 10 s, renewed every 2 s.
 
 {table(outcomes)}
 
-{len(outcomes)} trials, {len(leftovers)} leftovers, {len(late)} late. Written by `python -m tests.bench.deaths {repeats}`
-in {time.monotonic() - begun:.0f} s, {SIDE_BY_SIDE} trials side by side, on Linux {platform.release()}, {os.cpu_count()}
-shared cores.
+{len(outcomes)} trials, {len(leftovers)} leftovers, {len(late)} late. By `python -m tests.bench.deaths {repeats}`
+in {time.monotonic() - begun:.0f} s, {SIDE_BY_SIDE} trials side by side, on Linux {platform.release()}
+with {os.cpu_count()} shared cores.
 """
     DOCUMENT.write_text(text, encoding="utf-8")
     print(text)

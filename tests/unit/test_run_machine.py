@@ -1,0 +1,153 @@
+"""The run's state machine: plain events in, instructions out."""
+
+import uuid
+
+from brownout_controller.language import parse_experiment
+from brownout_controller.planning.fleet_view import HostView
+from brownout_controller.planning.plan import make_plan
+from brownout_controller.running.machine import (
+    GIVE_UP_AFTER_NS,
+    End,
+    FaultSaid,
+    HostSilent,
+    Inject,
+    Instruction,
+    JudgeSteady,
+    Phase,
+    RunMachine,
+    State,
+    SteadyJudged,
+    Stop,
+    StopAsked,
+    Tick,
+)
+
+S = 1_000_000_000
+KEY = str(uuid.UUID(int=7))
+KINDS = frozenset({"cpu.load", "network.blackhole"})
+HOSTS = [HostView(f"app-{n}", {"role": "app", "host": f"app-{n}"}, "staging", KINDS) for n in (1, 2)]
+TWO_FAULTS = """
+version: 1
+name: two-faults
+steady_state: {before: 2s, after: 3s}
+faults:
+  - {name: first, inject: cpu.load, target: "host=app-1", with: {percent: 50}, for: 5s}
+  - {name: second, inject: cpu.load, target: "host=app-2", with: {percent: 50}, after: first, wait: 1s, for: 5s}
+"""
+
+
+def machine(text: str = TWO_FAULTS) -> RunMachine:
+    return RunMachine(make_plan(parse_experiment(text), HOSTS, seed=1), KEY, 0)
+
+
+def injected(instructions: list[Instruction]) -> list[str]:
+    return [instruction.instance.fault_id for instruction in instructions if isinstance(instruction, Inject)]
+
+
+def begun() -> tuple[RunMachine, str]:
+    """A run whose first fault has just been ordered, and that fault's id."""
+    run = machine()
+    assert run.handle(Tick(2 * S)) == [JudgeSteady()]
+    (fault_id,) = injected(run.handle(SteadyJudged(2 * S, ())))
+    return run, fault_id
+
+
+def test_nothing_is_injected_before_the_steady_state_was_judged() -> None:
+    run = machine()
+    assert run.handle(Tick(1 * S)) == []
+    assert run.handle(Tick(2 * S)) == [JudgeSteady()]
+    assert run.handle(Tick(3 * S)) == []
+
+
+def test_an_unsteady_system_is_left_alone() -> None:
+    run = machine()
+    run.handle(Tick(2 * S))
+    assert run.handle(SteadyJudged(2 * S, ("checkout fails now",))) == [End()]
+    assert run.phase is Phase.ENDED
+    assert run.refused == ("checkout fails now",)
+    assert run.instances == {}
+
+
+def test_a_fault_that_comes_after_another_waits_until_that_one_was_seen_clean() -> None:
+    run, first = begun()
+    run.handle(FaultSaid(3 * S, first, State.ACTIVE))
+    run.handle(FaultSaid(8 * S, first, State.UNDOING))
+    assert injected(run.handle(Tick(30 * S))) == []
+    run.handle(FaultSaid(31 * S, first, State.CLEAN))
+    assert injected(run.handle(Tick(int(31.9 * S)))) == []
+    assert len(injected(run.handle(Tick(32 * S)))) == 1
+
+
+def test_the_run_ends_when_every_fault_is_clean_and_the_time_after_has_passed() -> None:
+    run, first = begun()
+    run.handle(FaultSaid(8 * S, first, State.CLEAN))
+    (second,) = injected(run.handle(Tick(9 * S)))
+    run.handle(FaultSaid(14 * S, second, State.CLEAN))
+    assert run.phase is Phase.SETTLING
+    assert run.handle(Tick(16 * S)) == []
+    assert run.handle(Tick(17 * S)) == [End()]
+
+
+def test_when_every_host_refused_there_is_nothing_to_wait_for() -> None:
+    run, first = begun()
+    run.handle(FaultSaid(3 * S, first, State.REFUSED))
+    (second,) = injected(run.handle(Tick(4 * S)))
+    instructions = run.handle(FaultSaid(5 * S, second, State.REFUSED))
+    assert End() in instructions + run.handle(Tick(6 * S))
+
+
+def test_a_halt_stops_what_is_open_and_waits_for_it() -> None:
+    run, first = begun()
+    run.handle(FaultSaid(3 * S, first, State.ACTIVE))
+    (stop,) = run.handle(StopAsked(4 * S, "person", "INC-204"))
+    assert isinstance(stop, Stop)
+    assert stop.instance.fault_id == first
+    assert run.handle(Tick(10 * S)) == []
+    assert run.handle(FaultSaid(11 * S, first, State.CLEAN)) == [End()]
+    assert (run.stopped_by, run.stop_reason) == ("person", "INC-204")
+
+
+def test_a_second_halt_changes_nothing() -> None:
+    run, _ = begun()
+    run.handle(StopAsked(4 * S, "guard", "outage > 45s"))
+    assert run.handle(StopAsked(5 * S, "person", "Ctrl-C")) == []
+    assert run.stopped_by == "guard"
+
+
+def test_no_new_fault_begins_after_a_halt() -> None:
+    run, first = begun()
+    run.handle(StopAsked(4 * S, "person", "x"))
+    run.handle(FaultSaid(5 * S, first, State.CLEAN))
+    assert injected(run.handle(Tick(60 * S))) == []
+
+
+def test_a_silent_host_is_unknown_in_the_end_and_never_clean() -> None:
+    run, first = begun()
+    run.handle(FaultSaid(3 * S, first, State.ACTIVE))
+    run.handle(HostSilent(4 * S, "app-1", "its stream ended"))
+    run.handle(Tick(4 * S + GIVE_UP_AFTER_NS - 1))
+    assert run.instances[first].state is State.ACTIVE
+    run.handle(Tick(4 * S + GIVE_UP_AFTER_NS))
+    assert run.instances[first].state is State.UNKNOWN
+
+
+def test_a_host_that_comes_back_late_can_still_say_that_it_is_clean() -> None:
+    run, first = begun()
+    run.handle(HostSilent(4 * S, "app-1", "its stream ended"))
+    run.handle(Tick(4 * S + GIVE_UP_AFTER_NS))
+    run.handle(FaultSaid(60 * S, first, State.CLEAN))
+    assert run.instances[first].state is State.CLEAN
+
+
+def test_a_late_word_does_not_bring_a_clean_fault_back() -> None:
+    run, first = begun()
+    run.handle(FaultSaid(8 * S, first, State.CLEAN))
+    run.handle(FaultSaid(9 * S, first, State.ACTIVE))
+    assert run.instances[first].state is State.CLEAN
+
+
+def test_fault_ids_are_made_from_the_run_and_are_the_same_for_the_same_run() -> None:
+    assert begun()[1] == begun()[1]
+    other = RunMachine(machine().plan, str(uuid.UUID(int=8)), 0)
+    other.handle(Tick(2 * S))
+    assert injected(other.handle(SteadyJudged(2 * S, ()))) != [begun()[1]]
