@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,9 @@ def started(argv: list[str | Path]) -> Iterator["subprocess.Popen[str]"]:
         yield demo
     finally:
         demo.kill()
-        demo.communicate()
+        demo.wait()
+        assert demo.stdout is not None
+        demo.stdout.close()
 
 
 def read_until(demo: "subprocess.Popen[str]", pattern: str, within_s: float) -> str:
@@ -60,14 +63,17 @@ def test_the_demo_holds_shows_the_failover_writes_the_report_and_leaves_nothing(
 
 
 @needs_root
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_demo_that_is_interrupted_in_the_middle_of_its_fault_leaves_nothing(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "moment"), [(signal.SIGINT, "ACTIVE"), (signal.SIGTERM, "An injector and an agent")]
+)
+def test_a_demo_that_is_interrupted_undoes_and_removes_everything(tmp_path: Path, number: int, moment: str) -> None:
     before = leftovers()
     with started([BROWNOUT, "demo", "--report-dir", tmp_path]) as demo:
-        read_until(demo, "lose-app-1.*", 60)
-        os.killpg(demo.pid, number) if number == signal.SIGINT else demo.send_signal(number)
-        said, _ = demo.communicate(timeout=60)
+        said = read_until(demo, moment, 60)
+        demo.send_signal(number)
+        said += demo.communicate(timeout=60)[0]
     assert demo.returncode == 128 + number, said
+    assert ("undone" in said) is (moment == "ACTIVE")
     assert "Everything is removed" in said
     assert leftovers(known=before) == []
 
@@ -75,23 +81,32 @@ def test_a_demo_that_is_interrupted_in_the_middle_of_its_fault_leaves_nothing(tm
 @needs_root
 def test_what_a_killed_demo_leaves_is_removed_by_the_next_one(tmp_path: Path) -> None:
     before = leftovers()
-    with started([BROWNOUT, "demo", "--report-dir", tmp_path]) as demo:
-        read_until(demo, "lose-app-1.*", 60)
-        demo.kill()
-    left = leftovers(known=before)
-    assert any(line.startswith("namespace ") for line in left)
-    with started([BROWNOUT, "demo", "--report-dir", tmp_path]) as demo:
-        said = read_until(demo, "An injector and an agent", 60)
-        demo.send_signal(signal.SIGTERM)
-        demo.communicate(timeout=60)
+    argv: list[str | Path] = [BROWNOUT, "demo", "--report-dir", tmp_path]
+    with started(argv) as killed:
+        read_until(killed, "ACTIVE", 60)
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait()
+        left = leftovers(known=before)
+        assert any(line.startswith("namespace ") for line in left)
+        assert any(line.startswith("process ") and "brownout-injector" in line for line in left)
+        with started(argv) as following:
+            said = read_until(following, "An injector and an agent", 60)
+            following.send_signal(signal.SIGTERM)
+            following.communicate(timeout=60)
     assert "killed before its end" in said
     assert leftovers(known=before) == []
 
 
-def test_an_ordinary_user_sees_what_needs_no_privilege_and_what_was_left_out(tmp_path: Path) -> None:
-    argv: list[str | Path] = [BROWNOUT, "demo", "--report-dir", tmp_path]
+@pytest.fixture
+def everybodys_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        yield Path(folder)
+
+
+def test_an_ordinary_user_sees_what_needs_no_privilege_and_what_was_left_out(everybodys_folder: Path) -> None:
+    argv: list[str | Path] = [BROWNOUT, "demo", "--report-dir", everybodys_folder]
     if os.geteuid() == 0:
-        tmp_path.chmod(0o777)
         # The one capability lets it read this checkout, which may lie in root's closed home folder.
         reads = "-all,+dac_read_search"
         drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
@@ -101,4 +116,4 @@ def test_an_ordinary_user_sees_what_needs_no_privilege_and_what_was_left_out(tmp
     assert done.returncode == 0, said
     assert "Left out: the staging network" in said
     assert "since it takes root" in said
-    assert list(tmp_path.glob("*.html"))
+    assert list(everybodys_folder.glob("*.html"))

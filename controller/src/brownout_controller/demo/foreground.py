@@ -1,5 +1,6 @@
 """What the one who runs the demo sees: our lines, and a program of ours live on the same terminal."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -31,24 +32,23 @@ def experiment(name: str) -> Path:
 def foreground(
     argv: Sequence[str | Path], environment: dict[str, str] | None = None
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """A program on our terminal and in our process group, so that it shows its progress and hears Ctrl-C itself.
+    """A program that shows its progress on our terminal. Leaving waits for its end.
 
-    Leaving waits for its end. Leaving by an exception first lets it undo its faults.
+    Leaving by an exception interrupts it first, so that it undoes its faults. It has a process group of its own: Ctrl-C
+    is ours alone to pass on, once, since a second one would make it leave the undoing to the hosts.
     """
-    process = subprocess.Popen(argv, env=environment)
+    process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, process_group=0)
     try:
         yield process
         process.wait()
     except BaseException:
-        _let_it_undo(process)
+        _interrupt(process)
         raise
 
 
-def _let_it_undo(process: "subprocess.Popen[bytes]") -> None:
-    """Ctrl-C reached it already, and a second one would detach it: so wait first, and only then pass a signal on."""
-    for end in (None, process.terminate, process.kill):
-        if end is not None:
-            end()
+def _interrupt(process: "subprocess.Popen[bytes]") -> None:
+    for number in (signal.SIGINT, signal.SIGKILL):
+        process.send_signal(number)
         try:
             process.wait(INTERRUPT_WITHIN_S)
         except subprocess.TimeoutExpired:

@@ -70,8 +70,8 @@ def mount_points() -> list[str]:
 
 def _cgroups() -> Iterator[Path]:
     """Our slice in cgroup v2, and in each hierarchy of v1."""
-    for pattern in (f"{network.PREFIX}*", f"*/{network.PREFIX}*"):
-        yield from (path for path in CGROUPS.glob(pattern) if path.is_dir())
+    for pattern in (f"{network.PREFIX}.slice", f"*/{network.PREFIX}.slice"):
+        yield from CGROUPS.glob(pattern)
 
 
 def _tables() -> list[str]:
