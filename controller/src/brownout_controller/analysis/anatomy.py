@@ -14,10 +14,14 @@ from brownout_controller.analysis.marks import Mark, MarkName, NotSeen, between_
 from brownout_controller.analysis.outages import NS_PER_MS
 from brownout_controller.analysis.periods import FaultPeriod, fault_periods
 from brownout_controller.analysis.watched import StateChange, state_changes
+from brownout_controller.analysis.wording import duration
 from brownout_controller.record import RunRecord, Series, Vantage
 
 STEADY_ANSWERS = 3
 """A service is steady again from a success on that this many answers, and no failure, follow up to the fault's end."""
+
+NOTABLY_SLOWER = 3.0
+"""A fault that failed no request may still have been felt: it is noted from so many times the slowest answer before."""
 
 _NO_SERIES = Series("", Vantage(""), 1, (), (), (), (), ())
 
@@ -88,7 +92,7 @@ def find_anatomies(record: RunRecord) -> tuple[Anatomy, ...]:
 def injected(period: FaultPeriod) -> Mark:
     """The mark from which detection and failover are counted."""
     source = f"agent {period.clock}: {period.kind} in effect"
-    return Mark(MarkName.INJECTED, period.injected_ns, source, 0, period.clock, period.clock_error_ns)
+    return Mark(MarkName.INJECTED, period.injected_ns, source, clock=period.clock, clock_error_ns=period.clock_error_ns)
 
 
 def noticed(period: FaultPeriod, changes: tuple[StateChange, ...]) -> Mark | NotSeen:
@@ -118,13 +122,31 @@ def _anatomy(period: FaultPeriod, series: Series, changes: tuple[StateChange, ..
         _undone(period, end_ns),
         _failed_back(series, period, move, changes),
     )
-    return Anatomy(period.name, period.hosts, series.probe, series.vantage.name, marks, _notes(period))
+    return Anatomy(period.name, period.hosts, series.probe, series.vantage.name, marks, _notes(series, period))
 
 
-def _notes(period: FaultPeriod) -> tuple[str, ...]:
-    if not period.overlaps:
-        return ()
-    return (f"{', '.join(period.overlaps)} was in effect at the same time: what is seen here may be its doing",)
+def _notes(series: Series, period: FaultPeriod) -> tuple[str, ...]:
+    notes = []
+    before = _slowest_ms(series, period.window_begin_ns, period.injected_ns)
+    during = _slowest_ms(series, period.injected_ns, period.undo_begun_ns)
+    if before is not None and during is not None and during > NOTABLY_SLOWER * before:
+        notes.append(
+            f"answers took up to {duration(during)} while the fault was in effect, {duration(before)} before it"
+        )
+    if period.overlaps:
+        others = ", ".join(period.overlaps)
+        notes.append(f"{others} was in effect at the same time: what is seen here may be its doing")
+    return tuple(notes)
+
+
+def _slowest_ms(series: Series, begin_ns: int, end_ns: int) -> float | None:
+    """The slowest answer to a request sent within [begin_ns, end_ns); None without any."""
+    took = (
+        series.took_ns[i] / NS_PER_MS
+        for i, sent_ns in enumerate(series.sent_ns)
+        if series.ok[i] and begin_ns <= sent_ns < end_ns
+    )
+    return max(took, default=None)
 
 
 def _first_user_error(series: Series, period: FaultPeriod, since_ns: int) -> Mark | NotSeen:
@@ -133,7 +155,7 @@ def _first_user_error(series: Series, period: FaultPeriod, since_ns: int) -> Mar
     if not series.sent_ns:
         return NotSeen(name, "no probe answers for this fault")
     if not failures:
-        return NotSeen(name, "none seen: no request failed", period.window_end_ns)
+        return NotSeen(name, "no request failed", period.window_end_ns)
     first = failures[0]
     if first > 0 and not series.ok[first - 1]:
         return NotSeen(name, "requests were failing before the fault was injected")
@@ -174,7 +196,7 @@ def _moved(series: Series, period: FaultPeriod, move: Move, seen: Mark | NotSeen
     lost = ", ".join(move.lost)
     if move.moved is not None:
         who = series.identity[move.moved] or "somebody else"
-        return _sample_mark(name, series, move.moved, f"{who} answers, {lost} no more")
+        return _identity_mark(name, series, move.moved, f"{who} answers, {lost} no more")
     if move.lost:
         return NotSeen(name, f"{lost} answered no more, but nobody else took over", period.undo_begun_ns)
     if any(series.identity):
@@ -201,15 +223,20 @@ def _undone(period: FaultPeriod, end_ns: int) -> Mark | NotSeen:
         return NotSeen(MarkName.UNDONE, "undo was not confirmed", end_ns)
     before_ns = max(0, period.ended_ns - period.undo_begun_ns)
     source = f"agent {', '.join(period.hosts)}: undone and verified"
-    return Mark(MarkName.UNDONE, period.ended_ns, source, before_ns, period.clock, period.clock_error_ns)
+    return Mark(
+        MarkName.UNDONE, period.ended_ns, source, before_ns, clock=period.clock, clock_error_ns=period.clock_error_ns
+    )
 
 
 def _failed_back(series: Series, period: FaultPeriod, move: Move, changes: tuple[StateChange, ...]) -> Mark | NotSeen:
     name = MarkName.FAILED_BACK
     if move.failed_back is not None:
-        mark = _sample_mark(name, series, move.failed_back, f"{series.identity[move.failed_back]} answers again")
+        mark = _identity_mark(name, series, move.failed_back, f"{series.identity[move.failed_back]} answers again")
         # A request sent before the undo and answered after it came back with the undo, not before.
-        return mark if mark.at_ns >= period.undo_begun_ns else replace(mark, at_ns=period.undo_begun_ns, before_ns=0)
+        early_ns = max(0, period.undo_begun_ns - mark.at_ns)
+        if not early_ns:
+            return mark
+        return replace(mark, at_ns=period.undo_begun_ns, before_ns=0, after_ns=mark.after_ns - early_ns)
     if move.lost:
         reason = f"{', '.join(move.lost)} had not answered again when observation ended"
         return NotSeen(name, reason, period.window_end_ns)
@@ -234,12 +261,19 @@ def _sample_mark(name: MarkName, series: Series, index: int, what: str) -> Mark:
     before_ns = series.sent_ns[index] - series.sent_ns[index - 1] if index > 0 else series.every_ns
     source = f"{series.probe} from {series.vantage.name}: {what}"
     vantage = series.vantage
-    return Mark(name, series.sent_ns[index], source, before_ns, vantage.name, vantage.clock_error_ns)
+    return Mark(
+        name, series.sent_ns[index], source, before_ns, clock=vantage.name, clock_error_ns=vantage.clock_error_ns
+    )
+
+
+def _identity_mark(name: MarkName, series: Series, index: int, what: str) -> Mark:
+    """As a sample's mark, but who answers may have been settled only while the request waited for its answer."""
+    return replace(_sample_mark(name, series, index, what), after_ns=series.took_ns[index])
 
 
 def _change_mark(name: MarkName, change: StateChange) -> Mark:
     source = f"{change.watcher}: {change.subject} {change.before} -> {change.after}"
-    return Mark(name, change.at_ns, source, change.before_ns, change.host, change.error_ns)
+    return Mark(name, change.at_ns, source, change.before_ns, clock=change.host, clock_error_ns=change.error_ns)
 
 
 def _latest_ns(change: StateChange) -> int:

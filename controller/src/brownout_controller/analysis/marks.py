@@ -29,6 +29,8 @@ class Mark:
     """The probe and vantage, watcher or agent that saw it, and what it saw."""
     before_ns: int = 0
     """How much earlier it may have been: the sampling or polling interval."""
+    after_ns: int = 0
+    """How much later it may have been: an answer that took long may have waited for it."""
     clock: str = ""
     """The host whose clock stamped it. Two marks of one clock have no clock error between them."""
     clock_error_ns: int = 0
@@ -41,7 +43,7 @@ class Mark:
     @property
     def latest_ns(self) -> int:
         """The latest it may have been, clock error included."""
-        return self.at_ns + self.clock_error_ns
+        return self.at_ns + self.after_ns + self.clock_error_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,5 +60,6 @@ def between_ms(earlier: Mark, later: Mark) -> Interval:
     """The time from one mark to the other. Never below zero: what looks earlier was within the uncertainty."""
     error_ns = 0 if earlier.clock == later.clock else earlier.clock_error_ns + later.clock_error_ns
     value = later.at_ns - earlier.at_ns
-    low, high = value - later.before_ns - error_ns, value + earlier.before_ns + error_ns
+    low = value - later.before_ns - earlier.after_ns - error_ns
+    high = value + later.after_ns + earlier.before_ns + error_ns
     return Interval(*(max(0.0, bound / NS_PER_MS) for bound in (value, low, high)))

@@ -49,11 +49,8 @@ class NumberedMark:
     number: int
     anatomy: Anatomy
     mark: Mark
-
-    @property
-    def label(self) -> str:
-        """What the picture writes beside the number."""
-        return MARK_LABELS[self.mark.name]
+    label: str
+    """What the picture writes beside the number; it names the fault where there are several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +143,11 @@ def numbered_marks(findings: Findings) -> tuple[NumberedMark, ...]:
     ]
     order = list(MarkName)
     seen.sort(key=lambda pair: (pair[0].at_ns, order.index(pair[0].name)))
-    return tuple(NumberedMark(number, anatomy, mark) for number, (mark, anatomy) in enumerate(seen, start=1))
+    several = len({anatomy.fault for _, anatomy in seen}) > 1
+    return tuple(
+        NumberedMark(number, anatomy, mark, f"{anatomy.fault} " * several + MARK_LABELS[mark.name])
+        for number, (mark, anatomy) in enumerate(seen, start=1)
+    )
 
 
 def timeline_rows(record: RunRecord, findings: Findings) -> tuple[TimelineRow, ...]:

@@ -256,4 +256,6 @@ def _state_look(state: str) -> tuple[str, str]:
     return ("#a7e3bd", "state-good") if healthy else ("#f5b5b5", "state-bad")
 
 
-_ROUND_MS = [digit * 10.0**power for power in range(-1, 7) for digit in (1.0, 2.0, 3.0, 5.0)]  # 0.1 ms to over an hour
+_ROUND_MS = [
+    digit * 10.0**power for power in range(-1, 7) for digit in (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+]  # 0.1 ms to over an hour

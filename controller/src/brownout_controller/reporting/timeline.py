@@ -20,7 +20,7 @@ from brownout_controller.reporting.facts import NumberedMark, in_words, numbered
 from brownout_controller.reporting.lanes import Lane, bar, fault_lane, identity_lane, probe_lane, watch_lane
 
 WIDTH = 1080
-_LEFT, _RIGHT_MARGIN = 172, 20
+_LEFT, _RIGHT_MARGIN = 172, 34
 _ROW = 20
 _LATENCY_METRICS = frozenset({"p50", "p90", "p95", "p99", "max"})
 
