@@ -12,6 +12,7 @@ from functools import cached_property
 _WIDEST_LINE = 160
 _BEFORE_CARET = 60
 _LONGEST_QUOTE = 60
+MOST_FINDINGS = 100
 
 
 class Severity(StrEnum):
@@ -96,10 +97,14 @@ class Diagnostic:
 
 
 class InvalidExperiment(Exception):
-    """The file is not an experiment. Nothing was sent. `diagnostics` holds every finding, in order of the file."""
+    """The file is not an experiment. Nothing was sent. `diagnostics` holds the findings in order of the file: all of
+    them, or the first hundred and how many more there are."""
 
     def __init__(self, diagnostics: Iterable[Diagnostic], source: Source) -> None:
-        self.diagnostics = in_order(diagnostics)
+        ordered = in_order(diagnostics)
+        self.diagnostics = ordered[:MOST_FINDINGS]
+        if len(ordered) > MOST_FINDINGS:
+            self.diagnostics += (Diagnostic("more", f"{len(ordered) - MOST_FINDINGS} more findings are not shown"),)
         self.source = source
         super().__init__(render_all(self.diagnostics, source))
 

@@ -6,6 +6,7 @@ PyYAML's *pure* scanner and parser are state machines; its composer recurses and
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import yaml
@@ -15,6 +16,8 @@ from brownout_controller.language.scalars import AmbiguousScalar, ScalarValue, r
 from brownout_controller.language.source import FORBIDDEN_CHARACTER, check_characters
 
 DEEPEST = 32
+MOST_NODES = 10_000
+"""Values, keys and collections of one file. Far more than an experiment needs, and few enough to check at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class SequenceNode:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MappingNode:
     """Keys and values in the order of the file. No key is there twice."""
 
@@ -46,11 +49,15 @@ class MappingNode:
 
     def get(self, key: str) -> "Node | None":
         """The value of a key."""
-        return next((value for name, value in self.entries if name.text == key), None)
+        return self._by_text[key][1] if key in self._by_text else None
 
     def key(self, key: str) -> ScalarNode | None:
         """The key itself, for its place."""
-        return next((name for name, _ in self.entries if name.text == key), None)
+        return self._by_text[key][0] if key in self._by_text else None
+
+    @cached_property
+    def _by_text(self) -> dict[str, tuple[ScalarNode, "Node"]]:
+        return {key.text: (key, value) for key, value in self.entries}
 
 
 Node = ScalarNode | SequenceNode | MappingNode
@@ -97,8 +104,8 @@ def _events(source: Source) -> Iterator[yaml.Event]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise InvalidExperiment([_syntax_error(error.problem or "this is not YAML", mark, source)], source) from error
-    except (yaml.YAMLError, ValueError) as error:
-        # ValueError: an escape beyond Unicode ("\UFFFFFFFF") or a directive with thousands of digits.
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        # Not YAMLError: an escape beyond Unicode ("\UFFFFFFFF"), a directive with thousands of digits.
         raise InvalidExperiment([_syntax_error(str(error), loader.get_mark(), source)], source) from error
     finally:
         loader.dispose()
@@ -131,6 +138,7 @@ class _Builder:
         self.diagnostics: list[Diagnostic] = []
         self._open: list[_Open] = []
         self._documents = 0
+        self._nodes = 0
 
     def feed(self, event: yaml.Event) -> None:
         if isinstance(event, yaml.DocumentStartEvent):
@@ -217,6 +225,10 @@ class _Builder:
             self._report("tag", f"tags are not read: {quoted(event.tag)}", self._span(event))
 
     def _add(self, node: Node) -> None:
+        self._nodes += 1
+        if self._nodes > MOST_NODES:
+            self._report("too-large", f"an experiment has at most {MOST_NODES} values", node.span)
+            raise InvalidExperiment(self.diagnostics, self.source)
         if self._open:
             self._open[-1].children.append(node)
         else:

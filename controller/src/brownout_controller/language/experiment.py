@@ -5,6 +5,7 @@ depends on two places of a file (a name that must exist elsewhere) is checked in
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -265,18 +266,20 @@ class FaultSpec(Section):
 def named(faults: Sequence[object]) -> list[object]:
     """The faults as they were written, each with a name: `network-blackhole`, then `network-blackhole-2`."""
     taken = {fault["name"] for fault in faults if isinstance(fault, dict) and isinstance(fault.get("name"), str)}
-    return [_with_name(fault, taken) if isinstance(fault, dict) else fault for fault in faults]
+    counts: Counter[str] = Counter()
+    return [_with_name(fault, taken, counts) if isinstance(fault, dict) else fault for fault in faults]
 
 
-def _with_name(fault: dict[str, Any], taken: set[str]) -> dict[str, Any]:
+def _with_name(fault: dict[str, Any], taken: set[str], counts: Counter[str]) -> dict[str, Any]:
+    """The fault with a name that is not taken; `counts` says how many were made from each base."""
     if fault.get("name") is not None:
         return fault
     base = re.sub(r"[^a-z0-9-]+", "-", str(fault.get("inject", "")).lower())[:50].strip("-") or "fault"
-    name, count = base, 2
-    while name in taken:
-        name, count = f"{base}-{count}", count + 1
-    taken.add(name)
-    return {**fault, "name": name}
+    while True:
+        counts[base] += 1
+        name = base if counts[base] == 1 else f"{base}-{counts[base]}"
+        if name not in taken:
+            return {**fault, "name": name}
 
 
 class ExperimentFile(Section):

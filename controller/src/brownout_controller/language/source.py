@@ -32,20 +32,17 @@ def read_source(path: Path) -> Source:
     """
     name = str(path)
     try:
-        # O_NONBLOCK: opening a FIFO without a writer must not hang; fstat then sees what was really opened.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise _refused("not-a-file", "this is not a regular file", name, "give the path of a YAML file")
+            data = file.read(LARGEST_BYTES + 1)
     except FileNotFoundError:
         raise _refused("missing-file", "there is no such file", name, _similar_file(path)) from None
+    except IsADirectoryError:
+        raise _refused("not-a-file", "this is a folder", name, "give the path of a YAML file") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise _refused("unreadable-file", f"the file cannot be read: {reason}", name) from error
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise _refused("not-a-file", "this is not a regular file", name, "give the path of a YAML file")
-        try:
-            data = file.read(LARGEST_BYTES + 1)
-        except OSError as error:
-            raise _refused("unreadable-file", f"the file cannot be read: {error.strerror}", name) from error
     return decode(data, name)
 
 
@@ -85,6 +82,11 @@ def check_characters(source: Source) -> None:
         message = f"character U+{ord(found[0]):04X} has no place in an experiment"
         diagnostic = Diagnostic("control-character", message, _place(source.text, found.start()), hint)
         raise InvalidExperiment([diagnostic], source)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opening a FIFO without a writer would wait for one; what was opened is looked at afterwards."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _place(text: str, offset: int) -> Span:
