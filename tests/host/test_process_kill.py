@@ -19,7 +19,7 @@ from brownout_agent.faults.process_match import read_process, read_processes
 from brownout_agent.faults.process_start import Program, StartFailed, instances
 from brownout_agent.kernel.processes import is_alive, key_of, send_signal, wait_dead
 
-from tests.host.network_pair import inside, network_namespace
+from tests.host.network_pair import inside, network_namespace, run
 from tests.support.faultbench import Held, held
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="other users' processes need root")]
@@ -236,26 +236,21 @@ def test_a_process_that_does_not_care_for_the_signal_is_not_proved(folder: Path)
     asyncio.run(scene())
 
 
-@pytest.fixture
-def own_network() -> Iterator[str]:
-    """The test is alone in its network: `process: nginx` means no nginx but its own."""
-    with network_namespace() as name, inside(name):
-        yield name
-
-
 @contextmanager
 def nginx_serving(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """An nginx alone in a network of its own: `process: nginx` means no other, and what runs there is the test's."""
     configuration = folder / "nginx.conf"
     configuration.write_text(
         f"pid {folder}/pid; error_log {folder}/error.log; worker_processes 2; events {{}}\n"
         f"http {{ access_log off; server {{ listen 127.0.0.1:{port}; return 200 mine; }} }}\n"
     )
     argv = ["nginx", "-p", str(folder), "-c", str(configuration), "-g", "daemon off; master_process on;"]
-    with subprocess.Popen(argv) as nginx:
+    with network_namespace() as name, inside(name), subprocess.Popen(argv) as nginx:
         try:
             yield nginx
         finally:
-            left = [process.key for process in read_processes() if process.comm == "nginx" and process.own_network]
+            pids = [int(pid) for pid in run("ip", "netns", "pids", name).split()]
+            left = [key for pid in pids if pid != os.getpid() and (key := key_of(pid)) is not None]
             for key in left:
                 send_signal(key, signal.SIGKILL)
             assert wait_dead(left, 5) == []
@@ -266,9 +261,7 @@ def fetch(port: int) -> str:
     return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
 
 
-def test_nginx_comes_back_with_its_configuration_though_it_has_overwritten_its_arguments(
-    tmp_path: Path, own_network: str
-) -> None:
+def test_nginx_comes_back_with_its_configuration_though_it_has_overwritten_its_arguments(tmp_path: Path) -> None:
     async def scene() -> None:
         with nginx_serving(tmp_path, 8080) as nginx:
             until(lambda: fetch(8080) == "mine")
