@@ -190,7 +190,22 @@ def test_a_service_that_recovers_only_with_the_undo_is_steady_after_it() -> None
 
     steady = seen(anatomy, MarkName.STEADY)
     assert steady.at_ns == at(50.3)
-    assert "only after the fault was undone" in steady.source
+    assert "only as the fault was undone" in steady.source
+
+
+def test_answers_that_waited_for_the_undo_do_not_count_as_recovery_under_the_fault() -> None:
+    """A paused server answers, when it is resumed, what was sent up to the probe's time-out before."""
+
+    def waiting(t: float) -> float:
+        return (50.0 - t) * 1000 if 49.5 <= t < 50.0 else 4.0
+
+    anatomy = only(record(series=(series(down=((20.0, 49.5),), took_ms=waiting, who=lambda _: "app-1"),)))
+
+    steady = seen(anatomy, MarkName.STEADY)
+    assert steady.at_ns == at(49.5)
+    assert "only as the fault was undone" in steady.source
+    assert unseen(anatomy, MarkName.MOVED).reason == "nobody answered while the fault was in effect"
+    assert unseen(anatomy, MarkName.FAILED_BACK).reason == "traffic had not moved, so it could not return"
 
 
 def test_a_service_that_never_recovers_leaves_recovery_unbounded() -> None:

@@ -169,15 +169,17 @@ def _steady(series: Series, period: FaultPeriod, since_ns: int) -> Mark | NotSee
         return NotSeen(name, "no probe answers for this fault")
     if not failures:
         return NotSeen(name, "never unsteady: no request failed", period.window_end_ns)
-    for boundary_ns in (period.undo_begun_ns, period.window_end_ns):
+    for boundary_ns, when in (
+        (period.undo_begun_ns, "while the fault was still in effect"),
+        (period.window_end_ns, "only as the fault was undone"),
+    ):
         before = [i for i in failures if series.sent_ns[i] < boundary_ns]
         if not before:
             continue
         first = before[-1] + 1
-        stretch = [i for i in range(first, len(series.sent_ns)) if series.sent_ns[i] <= boundary_ns]
+        # An answer that came after the boundary may have waited for it: a paused server answers when it is resumed.
+        stretch = [i for i in range(first, len(series.sent_ns)) if answered_ns(series, i) <= boundary_ns]
         if len(stretch) >= STEADY_ANSWERS:
-            while_faulty = series.sent_ns[first] < period.undo_begun_ns
-            when = "while the fault was still in effect" if while_faulty else "only after the fault was undone"
             return _sample_mark(name, series, first, f"requests are answered again, {when}")
     return NotSeen(name, "requests were still failing when observation ended", series.sent_ns[-1])
 
@@ -241,7 +243,7 @@ def _failed_back(series: Series, period: FaultPeriod, move: Move, changes: tuple
         reason = f"{', '.join(move.lost)} had not answered again when observation ended"
         return NotSeen(name, reason, period.window_end_ns)
     if any(series.identity):
-        return NotSeen(name, "traffic never left")
+        return NotSeen(name, "traffic had not moved, so it could not return")
     better = _about(period, [one for one in changes if one.is_better and _latest_ns(one) >= period.undo_begun_ns])
     if better:
         return _change_mark(name, better[0])

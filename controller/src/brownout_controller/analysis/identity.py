@@ -67,17 +67,16 @@ def _moved(series: Series, period: FaultPeriod, lost: tuple[str, ...], share: fl
     stretch: list[int] = []
     moved: int | None = None
     for i, ok in enumerate(series.ok):
-        came_ns = answered_ns(series, i)
-        if came_ns < period.injected_ns or series.sent_ns[i] >= period.undo_begun_ns:
+        if not period.injected_ns <= answered_ns(series, i) < period.undo_begun_ns:
             continue
-        if ok and series.identity[i] not in lost:
+        if not ok:
+            stretch = []
+        elif series.identity[i] in lost:
+            stretch, moved = [], None
+        else:
             stretch.append(i)
             if moved is None and len(stretch) == needed:
                 moved = stretch[0]
-        elif not ok:
-            stretch = []
-        elif came_ns < period.undo_begun_ns:  # a lost one still answers: traffic has not moved yet
-            stretch, moved = [], None
     return moved
 
 
