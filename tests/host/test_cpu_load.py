@@ -139,7 +139,7 @@ def test_a_rival_that_wins_leaves_own_load_unproved_and_the_remedy_named() -> No
             async with held("cpu.load", percent=90, of="own", cores=[CORE], nice=10) as fault:
                 effect = await effect_after(fault, 3)
         assert not effect.proved
-        assert "`nice: -10`" in effect.explanation
+        assert "won over it; a lower `nice`" in effect.explanation
 
     asyncio.run(scenario())
 
@@ -149,7 +149,7 @@ def test_a_rival_that_wins_leaves_own_load_unproved_and_the_remedy_named() -> No
 def test_a_negative_nice_value_wins_over_a_rival() -> None:
     async def scenario() -> None:
         with rival_on(CORE):
-            async with held("cpu.load", percent=50, of="own", cores=[CORE], nice=-10) as fault:
+            async with held("cpu.load", percent=50, of="own", cores=[CORE], nice=-20) as fault:
                 effect = await effect_after(fault, 4)
         assert effect.proved, effect.explanation
 

@@ -127,9 +127,10 @@ class CpuLoad(Fault[CpuLoadParameters]):
         _set_priority(parameters.nice)
         levels = SharedLevels([parameters.percent / 100] * len(cores))
         workers = [
-            hold.fork(functools.partial(_work, core, functools.partial(levels.get, index)))
-            for index, core in enumerate(cores)
+            hold.fork(functools.partial(burn, functools.partial(levels.get, index))) for index in range(len(cores))
         ]
+        for worker, core in zip(workers, cores, strict=True):
+            os.sched_setaffinity(worker.pid, {core})
         if parameters.of == "total":
             hold.fork(functools.partial(_regulate, parameters.percent / 100, cores, workers, levels))
         hold.ready(workers=[[worker.pid, worker.start_ticks] for worker in workers])
@@ -145,11 +146,6 @@ def _set_priority(nice: int) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, nice)
     except PermissionError as error:
         raise Refusal(f"`nice: {nice}` needs CAP_SYS_NICE", "run the injector as root, or leave `nice` out") from error
-
-
-def _work(core: int, level: "functools.partial[float]") -> NoReturn:
-    os.sched_setaffinity(0, {core})
-    burn(level)
 
 
 # ---- the regulator: brings the cores to a percentage, others included -------------------------------------------
@@ -314,5 +310,6 @@ class CpuMeter(Meter):
                 f"kernel held the group back for {throttled_s:.1f} s."
             )
         if others > TOLERANCE_POINTS:
-            return f"Others used {others:.1f} % and won over it; `nice: -10` gives it precedence."
+            remedy = "; a lower `nice`, down to -20, gives it precedence" if self.parameters.nice > -20 else ""
+            return f"Others used {others:.1f} % and won over it{remedy}."
         return "The kernel gave its workers too little CPU time."
