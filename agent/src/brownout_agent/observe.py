@@ -37,7 +37,11 @@ class Probe(Protocol):
     summary: ClassVar[str]
 
     async def ask(self) -> Sample:
-        """Ask once and say what came back. Bounded by its own timeout; never raises for what the target does."""
+        """Ask once and say what came back. Bounded by its own timeout; never raises for what the target does.
+
+        Raises:
+            NotAskedError: the prober itself could not ask; that is a missed question, and not the target's fault.
+        """
         ...
 
 
@@ -90,7 +94,7 @@ def build(kinds: Mapping[str, type[Any]], kind: str, settings: Mapping[str, Any]
         raise ValueError(f"unknown kind `{kind}`; this version knows {', '.join(kinds)}")
     try:
         return kinds[kind](**settings)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:  # a setting that is not there, or one of another type
         raise ValueError(f"{kind}: {error}") from error
 
 

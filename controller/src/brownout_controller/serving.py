@@ -45,4 +45,5 @@ async def serve_fleet(
     try:
         yield Controller(fleet, store, authority, epoch, host, fleet_port, enrol_port)
     finally:
+        fleet.say_bye("this controller ends")
         await server.stop()

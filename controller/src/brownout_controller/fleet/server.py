@@ -81,16 +81,12 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         self._store.saw(agent_id, host.name)
         yield fleet_pb2.ControllerMessage(welcome=self._welcome())
         reading = asyncio.create_task(self._read(host, session, request_iterator))
+        reading.add_done_callback(lambda _: session.close())
         tending = asyncio.create_task(session.tend(self._epoch))
         self._fleet.arrive(Arrival(host, time.monotonic_ns(), up=True))
         try:
-            while not reading.done():
-                taking = asyncio.create_task(session.take())
-                await asyncio.wait({taking, reading}, return_when=asyncio.FIRST_COMPLETED)
-                if not taking.done():
-                    taking.cancel()
-                    break
-                yield taking.result()
+            async for message in session.outgoing():
+                yield message
         finally:
             reading.cancel()
             tending.cancel()

@@ -7,7 +7,7 @@ whoever listens: a run's engine, a command that waits for hosts.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from brownout_protos.v1 import fault_pb2, fleet_pb2
@@ -63,6 +63,7 @@ class Session:
         self._filled = asyncio.Event()
         self._asked: dict[int, int] = {}
         self._number = 0
+        self._closed = False
 
     def send(self, message: fleet_pb2.ControllerMessage) -> None:
         """Queue a message; a stop goes before everything else.
@@ -78,15 +79,23 @@ class Session:
             raise BufferError("the agent does not read")
         self._filled.set()
 
-    async def take(self) -> fleet_pb2.ControllerMessage:
-        """The next message to write. A clock question is stamped as late as can be."""
-        while not self._queue:
-            self._filled.clear()
-            await self._filled.wait()
-        message = self._queue.popleft()
-        if message.WhichOneof("body") == "clock":
-            self._asked[message.clock.number] = time.monotonic_ns()
-        return message
+    def close(self) -> None:
+        """Let the stream end once everything queued is written."""
+        self._closed = True
+        self._filled.set()
+
+    async def outgoing(self) -> AsyncIterator[fleet_pb2.ControllerMessage]:
+        """What to write, until the session is closed. A clock question is stamped as late as can be."""
+        while True:
+            while not self._queue:
+                if self._closed:
+                    return
+                self._filled.clear()
+                await self._filled.wait()
+            message = self._queue.popleft()
+            if message.WhichOneof("body") == "clock":
+                self._asked[message.clock.number] = time.monotonic_ns()
+            yield message
 
     def ask_clock(self) -> None:
         """Ask the agent for its clock."""
@@ -131,6 +140,13 @@ class Fleet:
         """Pass an arrival on to everybody who listens."""
         for listener in list(self._listeners):
             listener(arrival)
+
+    def say_bye(self, reason: str) -> None:
+        """End every stream in good order; the agents come back when a controller is there again."""
+        for host in self.connected:
+            assert host.session is not None
+            host.session.send(fleet_pb2.ControllerMessage(bye=fleet_pb2.Bye(reason=reason)))
+            host.session.close()
 
     @property
     def connected(self) -> list[HostState]:
