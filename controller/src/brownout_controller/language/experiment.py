@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from brownout_agent.faults import catalogue
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic import model_validator as validates_model
-from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
+from pydantic_core import InitErrorDetails, ValidationError
 
 from brownout_controller.language import later, observers
 from brownout_controller.language.expectations import Expectation, Observer
@@ -248,9 +248,7 @@ class FaultSpec(Section):
             return written
         shapes = [
             InitErrorDetails(
-                type=PydanticCustomError("not-yet", "this version has no parameters that change over time"),
-                loc=(key,),
-                input=value,
+                type=refusal("not-yet", "this version has no parameters that change over time"), loc=(key,), input=value
             )
             for key, value in written.items()
             if isinstance(value, dict) and later.SHAPES & value.keys()

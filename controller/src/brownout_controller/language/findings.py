@@ -263,11 +263,8 @@ def _follows(found: Any, located: _Located, misspelt: set[Place]) -> bool:
     to pydantic since it leaves out the items that are wrong."""
     if found["type"] == "missing":
         return (*located.place, *located.missing) in misspelt
-    return (
-        found["type"] == "too_short"
-        and isinstance(located.node, SequenceNode)
-        and len(located.node.items) >= found["ctx"]["min_length"]
-    )
+    written = len(located.node.items) if isinstance(located.node, SequenceNode) else 1
+    return found["type"] == "too_short" and written >= int(found["ctx"]["min_length"])
 
 
 def _meant(located: _Located, root: MappingNode) -> Place:
