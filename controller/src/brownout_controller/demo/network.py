@@ -75,7 +75,7 @@ def create(staging: str) -> None:
 def remove(staging: str) -> None:
     """Delete the namespaces that exist, and with them their links, rules and tables. Nothing may run in them."""
     for name in existing(staging):
-        run(["ip", "netns", "delete", name])
+        _of_existing(name, ["ip", "netns", "delete", name])
 
 
 def existing(staging: str = "") -> list[str]:
@@ -84,8 +84,8 @@ def existing(staging: str = "") -> list[str]:
 
 
 def pids_in(name: str) -> list[int]:
-    """Every process whose network namespace this is."""
-    return [int(pid) for pid in run(["ip", "netns", "pids", name]).split()]
+    """Every process whose network namespace this is; none when there is no such namespace."""
+    return [int(pid) for pid in _of_existing(name, ["ip", "netns", "pids", name]).split()]
 
 
 def inside(name: str, argv: Sequence[str], *, as_nobody: bool = False, unprivileged: bool = False) -> list[str]:
@@ -106,6 +106,16 @@ def inside(name: str, argv: Sequence[str], *, as_nobody: bool = False, unprivile
 def has_ipv6() -> bool:
     """Whether this kernel has IPv6 at all."""
     return Path("/proc/sys/net/ipv6").exists()
+
+
+def _of_existing(name: str, argv: Sequence[str]) -> str:
+    """What a command about a namespace says; "" when somebody else has removed the namespace meanwhile."""
+    try:
+        return run(argv)
+    except CommandFailed:
+        if (NETNS / name).exists():
+            raise
+        return ""
 
 
 def _address(staging: str, host: str, link: str) -> None:

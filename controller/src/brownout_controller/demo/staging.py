@@ -229,7 +229,10 @@ def _claim() -> str:
 
 
 def _is_abandoned(record: Path) -> bool:
-    owner = json.loads(record.read_text())
+    try:
+        owner = json.loads(record.read_text())
+    except FileNotFoundError:  # its owner has removed it just now
+        return False
     return owner["boot"] != boot_id() or not is_alive(ProcessKey.from_json(owner["process"]))
 
 
