@@ -16,7 +16,7 @@ from brownout_controller.demo import network, services
 from brownout_controller.demo.leftovers import FOLDERS, leftovers
 from brownout_controller.demo.staging import Staging, StagingError, remove_abandoned
 
-from tests.support.request_log import read_haproxy_log, read_requests
+from tests.support.request_log import LoggedRequest, Request, read_haproxy_log, read_requests
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")]
 
@@ -101,7 +101,7 @@ def test_a_stopped_server_is_seen_down_in_haproxys_log_and_the_client_logs_every
     staging: Staging, tmp_path: Path
 ) -> None:
     out = tmp_path / "requests.ndjson"
-    client = staging.popen("ctl", [sys.executable, CLIENT, f"{staging.url()}/checkout", out, "50", "1"])
+    client = staging.popen("ctl", [sys.executable, CLIENT, f"{staging.url()}/checkout", out, "50", "0.5"])
     staging.await_ready("the client", lambda: len(read_requests(out)) >= 20)
     (master,) = (
         pid
@@ -134,8 +134,12 @@ def test_a_stopped_server_is_seen_down_in_haproxys_log_and_the_client_logs_every
     assert all(r.served_by == "app-2" for r in requests if r.ok and r.sent_ns > down.at_ns)
     answered = [r for r in requests if r.ok]
     finished = [r for r in logged if (r.status, r.end) == (200, "----")]
-    assert [r.served_by for r in answered] == [r.server for r in finished][: len(answered)]
-    assert all(abs(ours.sent_ns - its.accepted_ns) < 30 * 10**6 for ours, its in zip(answered, finished, strict=False))
+    assert len(answered) > 20
+    assert [r for r in answered if not any(is_same(r, logged) for logged in finished)] == []
+
+
+def is_same(ours: Request, its: LoggedRequest) -> bool:
+    return ours.served_by == its.server and abs(ours.sent_ns - its.accepted_ns) < 50 * 10**6
 
 
 def test_two_networks_stand_side_by_side(staging: Staging) -> None:
