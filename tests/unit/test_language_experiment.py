@@ -1,9 +1,11 @@
 """Experiments as values, and every way in which a file is not one: code, line and column."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from brownout_controller.language import InvalidExperiment, check, load_experiment, parse_experiment
 from brownout_controller.language.diagnostics import Diagnostic, Source
 from brownout_controller.language.experiment import AgentLostGuard, MaxDurationGuard, ProbeGuard
@@ -357,10 +359,12 @@ def test_doubtful_expectations_are_warnings_and_not_errors() -> None:
     ]
 
 
-YAML_WORDS = st.sampled_from(
-    ["[", "]", "{", "}", ":", ",", "-", "?", "&", "*", "!", "|", ">", "'", '"', "%", "@", "#", "<<", "---", "...", "${vars.", "version:", "faults:", "name", "inject:", "cpu.load", "with:", "probes:", "http:", "expect:", "outage", "5s", "010", "1:30", ".nan", "for:", "after:", "target:", "guards:", "vars:", "é", "null", "true", "99999999999999999999999"]
-    + ["\n", "\t", " ", "  ", "\r\n", "- ", ": ", "\0", "\ufeff", "\u202e", "\\"]
-)
+WORDS = """\
+[ ] { } : , - ? & * ! | > ' " % @ # << --- ... ${vars. version: faults: name inject: cpu.load with: probes: http:
+expect: outage 5s 010 1:30 .nan for: after: target: guards: vars: é null true 99999999999999999999999
+"""
+BLANKS = ["\n", "\t", " ", "  ", "\r\n", "- ", ": ", "\0", "\ufeff", "\u202e", "\\"]
+YAML_WORDS = st.sampled_from([*WORDS.split(), *BLANKS])
 
 
 @st.composite
@@ -372,6 +376,35 @@ def _broken(draw: st.DrawFn) -> bytes:
         end = draw(st.integers(start, min(len(data), start + 30)))
         data = data[:start] + draw(YAML_WORDS.map(str.encode) | st.binary(max_size=6)) + data[end:]
     return data
+
+
+@pytest.mark.parametrize(
+    "other", [None, 5, -1.5, True, "", "x", [], [1], [None], {}, {"a": 1}, [{}], [["a"]]], ids=repr
+)
+def test_a_wrong_thing_in_any_one_place_is_a_finding_or_fine(other: object) -> None:
+    data = yaml.safe_load(GOOD)
+    outcomes = [
+        _refusal(yaml.safe_dump(_replaced(data, path, other), sort_keys=False).encode()) for path in _paths(data)
+    ]
+    assert len(outcomes) > 60
+    assert sum(outcome is not None for outcome in outcomes) > 30
+
+
+def _paths(data: Any) -> Iterator[tuple[int | str, ...]]:
+    """Every place in nested data, the whole first."""
+    yield ()
+    steps = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for step, below in steps:
+        yield from ((step, *path) for path in _paths(below))
+
+
+def _replaced(data: Any, path: tuple[int | str, ...], other: object) -> Any:
+    if not path:
+        return other
+    step, *rest = path
+    copied: Any = dict(data) if isinstance(data, dict) else list(data)
+    copied[step] = _replaced(data[step], tuple(rest), other)
+    return copied
 
 
 @given(st.binary(max_size=300) | st.lists(YAML_WORDS, max_size=60).map("".join).map(str.encode) | _broken())

@@ -200,7 +200,7 @@ class _Located:
 
 def _written_step(step: int | str, node: Node) -> int | str:
     """The key under which a file has what the model calls the kind or its settings, or by a field's own name."""
-    if step == "parameters":
+    if step == "parameters" and child(node, step) is None:
         return "with"
     if step not in (KIND_KEY, SETTINGS_KEY) or not isinstance(node, MappingNode):
         return step

@@ -92,18 +92,25 @@ def _check_faults(root: MappingNode) -> Iterator[Diagnostic]:
     targets = _members(root, "targets")
     faults = root.get("faults")
     nodes = faults.items if isinstance(faults, SequenceNode) else ()
-    names = [fault.get("name") if isinstance(fault, dict) else None for fault in named([plain(node) for node in nodes])]
-    first: dict[object, Node] = {}
+    names = [_name(fault) for fault in named([plain(node) for node in nodes])]
+    first: dict[str, Node] = {}
     for index, (fault, name) in enumerate(zip(nodes, names, strict=True)):
         if not isinstance(fault, MappingNode):
             continue
         yield from _check_target(fault, targets)
         yield from _check_timing(fault, subject_of(("faults", index), root), names, index)
         written = fault.get("name")
+        if name is None:
+            continue
         if written and name in first:
             label = f"first at {first[name].span.line}:{first[name].span.column}"
             yield Diagnostic("duplicate-name", f"there are two faults {quoted(name)}", written.span, label)
         first.setdefault(name, written or fault)
+
+
+def _name(fault: object) -> str | None:
+    name = fault.get("name") if isinstance(fault, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _check_target(fault: MappingNode, targets: Mapping[str, object]) -> Iterator[Diagnostic]:
@@ -121,7 +128,7 @@ def _check_target(fault: MappingNode, targets: Mapping[str, object]) -> Iterator
         yield Diagnostic("bad-selector", message, target.span, label, "brownout explain faults.target")
 
 
-def _check_timing(fault: MappingNode, subject: str, names: Sequence[object], index: int) -> Iterator[Diagnostic]:
+def _check_timing(fault: MappingNode, subject: str, names: Sequence[str | None], index: int) -> Iterator[Diagnostic]:
     after, at, wait = _scalar(fault, "after"), fault.key("at"), fault.key("wait")
     if after and at:
         message = f"{subject} has both `at` and `after`"
@@ -136,7 +143,7 @@ def _check_timing(fault: MappingNode, subject: str, names: Sequence[object], ind
         message = f"{subject} comes after {quoted(after.text)}, which stands further down"
         yield Diagnostic("unknown-name", message, after.span, "write faults in their order")
     else:
-        earlier = [name for name in names[:index] if isinstance(name, str)]
+        earlier = [name for name in names[:index] if name]
         yield _unknown(f"{subject} comes after {quoted(after.text)}, which is no fault", after, earlier)
 
 
