@@ -41,7 +41,7 @@ async def _enrol(folder: Path, membership: Membership, token: str, authority: by
     credentials = grpc.ssl_channel_credentials(authority)
     target = f"{host}:{membership.enrol_port}"
     async with grpc.aio.secure_channel(target, credentials, options=CHANNEL_OPTIONS) as channel:
-        stub: "fleet_pb2_grpc.FleetAsyncStub" = fleet_pb2_grpc.FleetStub(channel)
+        stub: fleet_pb2_grpc.FleetAsyncStub = fleet_pb2_grpc.FleetStub(channel)
         request = fleet_pb2.EnrolRequest(token=token, certificate_request_pem=request_pem)
         try:
             answer = await stub.Enrol(request, timeout=_ENROL_TIMEOUT_S)

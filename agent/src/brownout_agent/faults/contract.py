@@ -169,7 +169,7 @@ class Fault(ABC, Generic[P]):
         """Whether this host can do it. Decides by trying where that is harmless, never by kernel version."""
 
     def prepare(self, parameters: P, host: Host) -> Facts:
-        """Resolve the parameters against this host.
+        """Resolve the parameters against this host. Runs in a thread and may block for a few seconds, to resolve names.
 
         Raises:
             Refusal: unsafe or impossible here. Nothing may have been touched.
@@ -181,7 +181,11 @@ class Fault(ABC, Generic[P]):
         """Bring the fault about, call `hold.ready()`, and hold it. Runs in the holder; returning ends the fault."""
 
     def undo(self, record: Record[P]) -> None:
-        """Undo what the holder's death did not. Idempotent; accepts half-applied. The holder is already dead."""
+        """Undo what the holder's death did not. Idempotent; accepts half-applied. The holder is already dead.
+
+        Raises:
+            OSError, Refusal: it could not be undone; the text becomes residue, and it is tried again.
+        """
 
     def residue(self, record: Record[P]) -> list[str]:
         """What of this fault is still there, one line each, read from the kernel. Empty is clean."""

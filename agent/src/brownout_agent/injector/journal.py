@@ -15,6 +15,7 @@ The file is readable by root alone: facts may hold the environment of a process 
 import fcntl
 import json
 import os
+import time
 import zlib
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -28,6 +29,7 @@ CAPACITY_BYTES = 4 * 2**20
 _RESERVED_BYTES = 2**20
 """Kept free for the marks of what is already recorded."""
 _PAST_KEPT = 500
+_LOCK_POLL_S = 0.02
 
 
 class Mark(StrEnum):
@@ -129,8 +131,10 @@ def decode(raw: bytes) -> Contents:
 class Journal:
     """The journal of one state directory, held by one process at a time (flock)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, wait_s: float = 0.0) -> None:
         """Lock, read and, where nothing is open, tidy the journal in `folder`, making it if need be.
+
+        Another process that holds it is waited for, `wait_s` at most: a reaper is soon done.
 
         Raises:
             JournalError: another process holds it, or the disk will not take it.
@@ -142,11 +146,9 @@ class Journal:
             self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise JournalError(f"cannot use state directory {folder}: {error}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock_within(self._lock, wait_s):
             os.close(self._lock)
-            raise JournalError(f"another injector or reaper holds {self._path}") from None
+            raise JournalError(f"another injector or reaper holds {self._path}")
         contents = decode(self._path.read_bytes()) if self._path.exists() else Contents({}, 0, damaged=False)
         self.damaged = contents.damaged
         self.entries = contents.entries
@@ -230,3 +232,16 @@ class Journal:
             raise JournalError(f"cannot write {fresh}: {error}; free {CAPACITY_BYTES} bytes there") from error
         self.entries = {entry.fault_id: entry for entry in kept}
         self._end = len(lines)
+
+
+def _lock_within(descriptor: int, wait_s: float) -> bool:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOCK_POLL_S)  # flock cannot be waited for with a deadline
+        else:
+            return True

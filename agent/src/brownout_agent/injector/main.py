@@ -26,13 +26,15 @@ DEFAULT_SOCKET = Path("/run/brownout/injector.sock")
 DEFAULT_STATE = Path("/var/lib/brownout/injector")
 DEFAULT_POLICY = Path("/etc/brownout/policy.yaml")
 EXIT_NOT_CLEAN = 13
+REAPER_DONE_WITHIN_S = 20.0
+"""The watchdog of an injector that was killed may be at work in the same journal."""
 
 log = logging.getLogger("brownout-injector")
 
 
 async def serve(socket: Path, state: Path, policy: Policy, agent_uid: int) -> int:
     """Reap what an earlier life left, then serve until SIGTERM; undo everything before the end."""
-    journal = Journal(state)
+    journal = Journal(state, REAPER_DONE_WITHIN_S)
     for fault_id, residue in reap(journal).residue.items():
         log.error("%s left residue: %s", fault_id, "; ".join(residue))
     if policy.file is None:
@@ -41,7 +43,7 @@ async def serve(socket: Path, state: Path, policy: Policy, agent_uid: int) -> in
     door.supervisor = supervisor = Supervisor(journal, policy, door.tell)
     watchdog = Watchdog(state, os.getpid())
     process = await watchdog.start()
-    door.watchdog_pid = watchdog.pid
+    door.watchdog = watchdog
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -68,7 +70,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _reap(options: argparse.Namespace) -> int:
-    journal = Journal(options.state_dir)
+    journal = Journal(options.state_dir, REAPER_DONE_WITHIN_S)
     reaped = reap(journal)
     for fault_id in reaped.clean:
         print(f"clean    {fault_id}")

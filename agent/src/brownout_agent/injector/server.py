@@ -15,6 +15,7 @@ from brownout_agent.faults.contract import Effect, Host, Peer, Refusal
 from brownout_agent.frames import BadFrame, frame, from_values, read_frame
 from brownout_agent.injector.journal import JournalError, Mark
 from brownout_agent.injector.policy import Policy
+from brownout_agent.injector.reaper import Watchdog
 from brownout_agent.injector.supervisor import FaultStatus, Order, Supervisor
 from brownout_agent.kernel.processes import ancestors
 
@@ -41,7 +42,7 @@ class Door:
         self._writer: asyncio.StreamWriter | None = None
         self._host = Host()
         self.supervisor: Supervisor | None = None
-        self.watchdog_pid = 0
+        self.watchdog: Watchdog | None = None
 
     async def open(self, path: Path) -> asyncio.Server:
         """Listen on `path`, replacing a socket that a dead injector left.
@@ -73,7 +74,7 @@ class Door:
         self._writer = writer
         try:
             while (message := await read_frame(reader, injector_pb2.ToInjector)) is not None:
-                self._answer(message, pid)
+                await self._answer(message, pid)
                 await writer.drain()
         except (BadFrame, ConnectionError) as error:
             log.warning("agent pid %d: %s", pid, error)
@@ -82,7 +83,7 @@ class Door:
                 self._writer = None
             writer.close()
 
-    def _answer(self, message: injector_pb2.ToInjector, agent_pid: int) -> None:
+    async def _answer(self, message: injector_pb2.ToInjector, agent_pid: int) -> None:
         assert self.supervisor is not None
         match message.WhichOneof("body"):
             case "attach":
@@ -90,7 +91,7 @@ class Door:
                 attached = injector_pb2.Attached(injector_version=__version__, policy=self._policy.why)
                 self._send(injector_pb2.FromInjector(attached=attached))
             case "inject":
-                self._send(injector_pb2.FromInjector(reply=self._inject(message.inject)))
+                self._send(injector_pb2.FromInjector(reply=await self._inject(message.inject)))
             case "stop":
                 self._send(injector_pb2.FromInjector(reply=self._stop(message.stop)))
             case "renew":
@@ -100,7 +101,7 @@ class Door:
             case _:
                 raise BadFrame("an empty message")
 
-    def _inject(self, inject: fault_pb2.Inject) -> fault_pb2.OrderReply:
+    async def _inject(self, inject: fault_pb2.Inject) -> fault_pb2.OrderReply:
         assert self.supervisor is not None
         order = Order(
             fault_id=inject.fault_id,
@@ -112,7 +113,7 @@ class Door:
             lease_s=inject.lease_ms / 1_000,
         )
         try:
-            self.supervisor.inject(order, self._host)
+            await self.supervisor.inject(order, self._host)
         except Refusal as refusal:
             return _REPLY(fault_id=order.fault_id, outcome=_REPLY.REFUSED, reason=refusal.reason, remedy=refusal.remedy)
         return _REPLY(fault_id=order.fault_id, outcome=_REPLY.ACCEPTED)
@@ -137,7 +138,9 @@ class Door:
 
     def _host_for(self, attach: injector_pb2.Attach, agent_pid: int) -> Host:
         peers = tuple(Peer(peer.address, peer.port) for peer in attach.control_peers)
-        ours = {os.getpid(), agent_pid, self.watchdog_pid, *ancestors(os.getpid()), *ancestors(agent_pid)}
+        ours = {os.getpid(), agent_pid, *ancestors(os.getpid()), *ancestors(agent_pid)}
+        if self.watchdog is not None:
+            ours.add(self.watchdog.pid)
         return self._policy.host(peers, frozenset(ours))
 
     def _send(self, message: injector_pb2.FromInjector) -> None:

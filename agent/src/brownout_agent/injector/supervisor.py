@@ -6,7 +6,7 @@ Faults live here and nowhere else. A connection that goes away changes nothing b
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -24,6 +24,7 @@ from brownout_agent.kernel.clock import boottime_ns
 TICK_S = 0.05
 MEASURE_EVERY_S = 1.0
 RETRY_EVERY_S = 10.0
+PREPARE_TIMEOUT_S = 5.0
 LEASE_CEILING_S = 300.0
 _PAST_KEPT = 200
 _PAST_TOLD = 50
@@ -92,7 +93,7 @@ class Supervisor:
 
     # ---- what the agent may ask -------------------------------------------------------------------------------
 
-    def inject(self, order: Order, host: Host) -> bool:
+    async def inject(self, order: Order, host: Host) -> bool:
         """Take an order on; it goes on in the background. False when this very order was taken on before.
 
         Raises:
@@ -104,8 +105,12 @@ class Supervisor:
         if known is not None:
             return False
         fault, parameters = self._check(order)
+        host = replace(host, protected_pids=host.protected_pids | self._holder_pids())
         try:
-            facts = fault.prepare(parameters, host)
+            async with asyncio.timeout(PREPARE_TIMEOUT_S):  # names are resolved there
+                facts = await asyncio.to_thread(fault.prepare, parameters, host)
+        except TimeoutError:
+            raise Refusal(f"{order.kind} was still looking at this host after {PREPARE_TIMEOUT_S:g} s") from None
         except OSError as error:
             raise Refusal(f"{order.kind} could not look at this host: {error}") from error
         lease_ends_ns = boottime_ns() + int(order.lease_s * 1e9)
@@ -132,9 +137,8 @@ class Supervisor:
         """Every fault that is not over, and the latest that are."""
         return [*list(self._past.values())[-_PAST_TOLD:], *(self._status(live) for live in self._live.values())]
 
-    @property
-    def policy(self) -> Policy:
-        return self._policy
+    def _holder_pids(self) -> frozenset[int]:
+        return frozenset(key.pid for live in self._live.values() if live.holder for key in live.holder.keys)
 
     # ---- time ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,184 @@
+"""Joining and staying in a fleet: real agent processes, real mutual TLS, and everybody who must be kept out."""
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+from brownout_agent.agent.identity import SERVER_NAME, JoinError, Membership, new_request
+from brownout_agent.agent.joining import join
+from brownout_agent.kernel.clock import boottime_ns
+from brownout_controller.fleet.authority import Authority
+from brownout_controller.serving import Controller, open_authority, serve_fleet
+from brownout_controller.store.store import Store
+from brownout_protos.v1 import fleet_pb2, fleet_pb2_grpc
+
+BIN = Path(sys.executable).parent
+
+
+@contextlib.asynccontextmanager
+async def controller(folder: Path, port: int = 0) -> AsyncIterator[Controller]:
+    store = Store(folder)
+    try:
+        async with serve_fleet(store, open_authority(folder), "127.0.0.1", port) as serving:
+            yield serving
+    finally:
+        store.close()
+
+
+def membership(serving: Controller, name: str = "app-1") -> Membership:
+    return Membership(f"127.0.0.1:{serving.port}", serving.enrol_port, name, {"role": "app"})
+
+
+async def joined(serving: Controller, folder: Path, name: str = "app-1") -> Path:
+    await join(folder, membership(serving, name), serving.store.create_token(), serving.authority.pin, wait_s=5)
+    return folder
+
+
+@contextlib.asynccontextmanager
+async def agent(folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    argv = [BIN / "brownout-agent", "run", "--state-dir", folder, "--injector-socket", folder / "none.sock"]
+    with (folder / "agent.log").open("ab") as log:
+        process = await asyncio.create_subprocess_exec(*argv, stderr=log)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+def test_an_agent_joins_by_token_and_pin_and_its_clock_is_measured(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with controller(tmp_path / "c") as serving, agent(await joined(serving, tmp_path / "a")):
+            assert await serving.fleet.wait_for(1, 15)
+            (host,) = serving.fleet.connected
+            assert (host.name, host.labels) == ("app-1", {"role": "app", "host": "app-1"})
+            clock = host.clock.best(time.monotonic_ns())
+            assert clock is not None
+            # Both clocks are this machine's: the true offset is known, and must lie within the stated error.
+            truth = boottime_ns() - time.monotonic_ns()
+            assert abs(clock.offset_ns - truth) <= clock.error_ns + 100_000
+
+    asyncio.run(story())
+
+
+def test_a_token_is_good_once(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with controller(tmp_path / "c") as serving:
+            token = serving.store.create_token()
+            await join(tmp_path / "a", membership(serving), token, serving.authority.pin, wait_s=5)
+            with pytest.raises(JoinError, match="the token is not good"):
+                await join(tmp_path / "b", membership(serving), token, serving.authority.pin, wait_s=5)
+            assert not (tmp_path / "b").exists()
+
+    asyncio.run(story())
+
+
+def test_of_many_that_show_one_token_at_once_one_gets_in(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with controller(tmp_path / "c") as serving:
+            token = serving.store.create_token()
+            tries = [
+                join(tmp_path / f"a{n}", membership(serving), token, serving.authority.pin, wait_s=5) for n in range(8)
+            ]
+            results = await asyncio.gather(*tries, return_exceptions=True)
+            assert sum(not isinstance(result, BaseException) for result in results) == 1
+
+    asyncio.run(story())
+
+
+def test_an_expired_token_is_refused(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with controller(tmp_path / "c") as serving:
+            token = serving.store.create_token(ttl_s=-1)
+            with pytest.raises(JoinError, match="the token is not good"):
+                await join(tmp_path / "a", membership(serving), token, serving.authority.pin, wait_s=5)
+
+    asyncio.run(story())
+
+
+def test_a_controller_with_another_pin_is_not_trusted_and_gets_no_token(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with controller(tmp_path / "c") as serving:
+            token = serving.store.create_token()
+            with pytest.raises(JoinError, match="shows no authority with the pin"):
+                await join(tmp_path / "a", membership(serving), token, "sha256:" + "0" * 64, wait_s=5)
+            await join(tmp_path / "b", membership(serving), token, serving.authority.pin, wait_s=5)
+
+    asyncio.run(story())
+
+
+def test_an_agent_comes_back_to_a_controller_that_was_away(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with controller(tmp_path / "c") as serving:
+            folder, port, first = await joined(serving, tmp_path / "a"), serving.port, serving.epoch
+            async with agent(folder):
+                assert await serving.fleet.wait_for(1, 15)
+        async with agent(folder), controller(tmp_path / "c", port) as serving:
+            assert serving.epoch > first
+            assert await serving.fleet.wait_for(1, 15)
+            assert (folder / "epoch").read_text() == str(serving.epoch)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("role", ["nobody", "other authority", "not enrolled", "the controller itself"])
+def test_who_is_no_agent_of_this_cluster_gets_no_session(tmp_path: Path, role: str) -> None:
+    async def story() -> None:
+        async with controller(tmp_path / "c") as serving:
+            key, certificate = _credentials(role, serving.authority, tmp_path)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await _greet(serving, key, certificate)
+            assert refused.value.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.PERMISSION_DENIED}
+            assert serving.fleet.connected == []
+
+    asyncio.run(story())
+
+
+def test_an_agent_that_controls_its_request_cannot_choose_its_name(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    _, request = new_request()
+    certificate = authority.agent_certificate(request, "11111111-1111-1111-1111-111111111111")
+    assert authority.agent_id_of(certificate) == "11111111-1111-1111-1111-111111111111"
+    assert authority.agent_id_of(authority.server_pair().certificate_pem) is None
+
+
+def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    async def story() -> Path:
+        async with controller(tmp_path / "c") as serving:
+            return await joined(serving, tmp_path / "a")
+
+    folder = asyncio.run(story())
+    (folder / "key.pem").chmod(0o644)
+    argv = [BIN / "brownout-agent", "run", "--state-dir", folder]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "chmod 600" in done.stderr
+
+
+def _credentials(role: str, authority: Authority, folder: Path) -> tuple[bytes, bytes]:
+    key, request = new_request()
+    if role == "nobody":
+        return b"", b""
+    if role == "other authority":
+        return key, Authority(folder / "other").agent_certificate(request, "22222222-2222-2222-2222-222222222222")
+    if role == "not enrolled":
+        return key, authority.agent_certificate(request, "33333333-3333-3333-3333-333333333333")
+    pair = authority.server_pair()
+    return pair.key_pem, pair.certificate_pem
+
+
+async def _greet(serving: Controller, key: bytes, certificate: bytes) -> None:
+    credentials = grpc.ssl_channel_credentials(serving.authority.certificate_pem, key or None, certificate or None)
+    options = (("grpc.ssl_target_name_override", SERVER_NAME),)
+    async with grpc.aio.secure_channel(f"127.0.0.1:{serving.port}", credentials, options=options) as channel:
+        call = fleet_pb2_grpc.FleetStub(channel).Session(timeout=5)
+        await call.write(fleet_pb2.AgentMessage(hello=fleet_pb2.Hello(host="evil")))
+        await call.read()
+        raise AssertionError("it was let in")
