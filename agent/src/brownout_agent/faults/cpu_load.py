@@ -42,6 +42,7 @@ from brownout_agent.kernel.cpu import (
     format_core_list,
     parse_core_list,
     read_core_ticks,
+    set_nice,
     together,
 )
 from brownout_agent.kernel.duty import SharedLevels, burn
@@ -124,7 +125,8 @@ class CpuLoad(Fault[CpuLoadParameters]):
 
     def apply(self, parameters: CpuLoadParameters, facts: Facts, hold: Hold) -> None:
         cores: list[int] = facts["cores"]
-        _set_priority(parameters.nice)
+        if parameters.nice != 0:
+            _set_nice(parameters.nice)
         levels = SharedLevels([parameters.percent / 100] * len(cores))
         workers = [
             hold.fork(functools.partial(burn, functools.partial(levels.get, index))) for index in range(len(cores))
@@ -141,11 +143,11 @@ class CpuLoad(Fault[CpuLoadParameters]):
         return CpuMeter(record.parameters, record.facts["cores"], workers)
 
 
-def _set_priority(nice: int) -> None:
+def _set_nice(nice: int) -> None:
     try:
-        os.setpriority(os.PRIO_PROCESS, 0, nice)
+        set_nice(nice)
     except PermissionError as error:
-        raise Refusal(f"`nice: {nice}` needs CAP_SYS_NICE", "run the injector as root, or leave `nice` out") from error
+        raise Refusal(f"`nice: {nice}` needs CAP_SYS_NICE; run the injector as root, or leave `nice` out") from error
 
 
 # ---- the regulator: brings the cores to a percentage, others included -------------------------------------------

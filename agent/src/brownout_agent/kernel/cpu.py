@@ -4,12 +4,14 @@
 Steal is busy since nobody on this host could have used it; iowait is idle since a runnable process would have got it.
 """
 
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 _STAT = Path("/proc/stat")
+_AUTOGROUP = Path("/proc/self/autogroup")
 _IDLE, _IOWAIT, _STEAL = 3, 4, 7  # columns of a cpu line, proc(5); later ones (guest) are already within user and nice
 
 
@@ -65,6 +67,23 @@ def cpu_time_ns(pid: int) -> int:
     """
     cpu_clock_of_whole_process = 2  # CPUCLOCK_SCHED, include/linux/posix-timers.h
     return time.clock_gettime_ns((~pid << 3) | cpu_clock_of_whole_process)
+
+
+def set_nice(nice: int) -> None:
+    """Give this process and its session a nice value, -20 (wins over others) to 19 (yields).
+
+    Where the kernel groups processes by session (sched_autogroup, the default of most distributions), a process's nice
+    value counts within its session only, and the session's own one against others (sched(7)): both are set.
+
+    Raises:
+        PermissionError: a negative value without CAP_SYS_NICE.
+        ValueError: this process does not lead its session, so that others of it would be changed as well.
+    """
+    if os.getsid(0) != os.getpid():
+        raise ValueError("a process that does not lead its session may not set the session's nice value")
+    os.setpriority(os.PRIO_PROCESS, 0, nice)
+    if _AUTOGROUP.exists():
+        _AUTOGROUP.write_text(str(nice))
 
 
 def parse_core_list(text: str) -> tuple[int, ...]:
