@@ -15,14 +15,14 @@ _DURATION_UNITS_MS = {
     "h": 3_600_000.0,
     "d": 86_400_000.0,
 }
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:us|ms|s|m|h|d))+")
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d)")
-_ISO_DURATION = re.compile(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?)?")
+_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:us|ms|s|m|h|d))+")
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(us|ms|s|m|h|d)")
+_ISO_DURATION = re.compile(r"P(?:([0-9]+)D)?(?:T(?:([0-9]+)H)?(?:([0-9]+)M)?(?:([0-9]+(?:\.[0-9]+)?)S)?)?")
 _SIZE_UNITS = {
     "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]i?B|B)", re.IGNORECASE)
 
 
 def parse_duration_ms(text: object) -> float:
@@ -41,7 +41,7 @@ def parse_duration_ms(text: object) -> float:
     if iso and any(iso.groups()):
         days, hours, minutes, seconds = (float(group or 0) for group in iso.groups())
         return ((days * 24 + hours) * 60 + minutes) * 60_000 + seconds * 1_000
-    if re.fullmatch(r"\d+(\.\d+)?", text):
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
         raise ValueError(f"duration `{text}` has no unit; did you mean {text}s?")
     if text.startswith("-"):
         raise ValueError(f"duration `{text}` is negative")
@@ -101,7 +101,7 @@ def parse_percent(value: object) -> float:
     Raises:
         ValueError: outside of 0-100, NaN, or not a number.
     """
-    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%?", value):
+    if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?%?", value):
         value = float(value.removesuffix("%"))
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{value!r} is not a percentage; write it like 50 or 50%")

@@ -1,5 +1,6 @@
-"""faults list, explain: what can be injected, generated from the faults themselves."""
+"""faults list, explain, schema: what can be injected, generated from the faults themselves."""
 
+import json
 from typing import Annotated, Any
 
 import typer
@@ -7,10 +8,11 @@ from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Fault
 from pydantic_core import PydanticUndefined
 
+from brownout_controller.cli import explain as topics
 from brownout_controller.cli.output import Format, fail, show
 from brownout_controller.cli.settings import Output
 from brownout_controller.exit_codes import ExitCode
-from brownout_controller.language.nearest import nearest
+from brownout_controller.language.schema import experiment_schema
 
 app = typer.Typer(help="The fault catalogue.", no_args_is_help=True)
 
@@ -30,22 +32,19 @@ def list_faults(output: Output = Format.TABLE) -> None:
     show(rows, ("name", "summary", "parameters"), output, "name")
 
 
-def explain(name: Annotated[str, typer.Argument(help="a fault, such as cpu.load")]) -> None:
-    """What a fault does, its parameters, and who ends it when everything of ours is dead."""
-    fault = catalogue().get(name)
-    if fault is None:
-        similar = nearest(name, catalogue())
-        fail(
-            ExitCode.USAGE,
-            "unknown-fault",
-            f"there is no fault `{name}`",
-            f"brownout explain {similar}" if similar else "brownout faults list",
-        )
-    print(f"{fault.kind}: {fault.summary}\n")
-    for parameter in _parameters(fault):
-        default = "required" if parameter["required"] else f"default {parameter['default']}"
-        print(f"  {parameter['name']:<12} {parameter['description']} ({default})")
-    print(f"\nEnds: {fault.reverts}")
+def explain(
+    name: Annotated[str, typer.Argument(help="a key, fault, probe, watcher or metric: faults.for, cpu.load, outage")],
+) -> None:
+    """What a key of the experiment file, a fault, a probe, a watcher or a metric means."""
+    try:
+        print(topics.explain(name).render())
+    except topics.UnknownTopic as error:
+        fail(ExitCode.USAGE, "unknown-topic", str(error))
+
+
+def schema() -> None:
+    """The JSON Schema (draft-07) of experiment files, for editors."""
+    print(json.dumps(experiment_schema(), indent=2))
 
 
 def _names(fault: Fault[Any]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from brownout_controller.analysis.verdict import judge
+from brownout_controller.cli import validate as checking
 from brownout_controller.cli.fleet_access import Access, open_store, reach
 from brownout_controller.cli.live import Live
 from brownout_controller.cli.output import Format, ascii_only, console, fail, progress, show_one
@@ -25,6 +26,7 @@ from brownout_controller.cli.settings import (
     default_data_dir,
     pairs,
 )
+from brownout_controller.cli.validate import OutputFormat
 from brownout_controller.exit_codes import ExitCode
 from brownout_controller.language import Checked, InvalidExperiment, check
 from brownout_controller.language.diagnostics import render_all
@@ -50,22 +52,14 @@ Seed = Annotated[int | None, typer.Option("--seed", min=0, help="chooses the sam
 def validate(
     files: Annotated[list[Path], typer.Argument(help="experiment files")],
     var: Variables = [],  # noqa: B006 - typer wants a literal default
+    output_format: Annotated[
+        OutputFormat, typer.Option("--output-format", help="for people, one a line, for GitHub Actions, for programs")
+    ] = OutputFormat.FULL,
 ) -> None:
     """Check experiment files; nothing is sent anywhere."""
-    failed = 0
-    for path in files:
-        try:
-            checked = check(read_source(path), pairs(var, "a variable"))
-        except InvalidExperiment as error:
-            failed += 1
-            progress().print(str(error), markup=False)
-            continue
-        if checked.warnings:
-            progress().print(render_all(checked.warnings, checked.source), markup=False)
-        print(f"{path}: valid, {checked.experiment.name}")
-    if failed:
-        progress().print(f"{failed} of {len(files)} files are invalid. Nothing was sent.", markup=False)
-        raise typer.Exit(int(ExitCode.INVALID_FILE))
+    text, code = checking.validate(files, pairs(var, "a variable"), output_format)
+    print(text)
+    raise typer.Exit(int(code))
 
 
 def plan(
@@ -117,13 +111,13 @@ def run(
 async def _plan(checked: Checked, access: Access, seed: int) -> Plan:
     store = open_store(access.data_dir)
     async with reach(access, store) as controller:
-        return _make_plan(checked, controller, seed)
+        return _make_plan(checked, controller, seed, access)
 
 
 async def _run(checked: Checked, access: Access, seed: int, report_dir: Path, formats: tuple[str, ...]) -> ExitCode:
     store = open_store(access.data_dir)
     async with reach(access, store) as controller:
-        made = _make_plan(checked, controller, seed)
+        made = _make_plan(checked, controller, seed, access)
         operator = getpass.getuser()
         number = store.begin_run(made.experiment.name, operator, made.digest, time.time_ns())
         keeper = _EventKeeper(store, number)
@@ -205,7 +199,7 @@ def _load(file: Path, var: list[str]) -> Checked:
     return checked
 
 
-def _make_plan(checked: Checked, controller: Controller, seed: int) -> Plan:
+def _make_plan(checked: Checked, controller: Controller, seed: int, access: Access) -> Plan:
     try:
         return make_plan(checked.experiment, [view_of(host) for host in controller.fleet.connected], seed)
     except PlanRefused as refused:
@@ -214,6 +208,8 @@ def _make_plan(checked: Checked, controller: Controller, seed: int) -> Plan:
             err.print(f"error[{problem.code}]: {problem.message}", markup=False)
             if problem.help:
                 err.print(f"  = {problem.help}", markup=False)
+        if not access.listen and any(problem.code == "no-target" for problem in refused.problems):
+            err.print("  = this machine is the only host here; give it a label: --label role=app", markup=False)
         err.print("Nothing was injected.")
         raise typer.Exit(int(ExitCode.REFUSED)) from None
 
