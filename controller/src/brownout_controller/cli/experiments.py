@@ -175,7 +175,7 @@ def print_refusal(reasons: tuple[str, ...]) -> None:
     err = progress()
     err.print("error[not-steady]: the expectations do not hold before the first fault, so nothing was injected")
     for reason in reasons:
-        err.print(f"  = {reason}", markup=False)
+        err.print(f"  = {reason}")
 
 
 def _document(record: RunRecord) -> dict[str, Any]:
@@ -192,10 +192,10 @@ def _load(file: Path, var: list[str]) -> Checked:
     try:
         checked = check(read_source(file), pairs(var, "a variable"))
     except InvalidExperiment as error:
-        progress().print(f"{error}\nNothing was sent.", markup=False)
+        progress().print(f"{error}\nNothing was sent.")
         raise typer.Exit(int(ExitCode.INVALID_FILE)) from None
     if checked.warnings:
-        progress().print(render_all(checked.warnings, checked.source), markup=False)
+        progress().print(render_all(checked.warnings, checked.source))
     return checked
 
 
@@ -205,11 +205,11 @@ def _make_plan(checked: Checked, controller: Controller, seed: int, access: Acce
     except PlanRefused as refused:
         err = progress()
         for problem in refused.problems:
-            err.print(f"error[{problem.code}]: {problem.message}", markup=False)
+            err.print(f"error[{problem.code}]: {problem.message}")
             if problem.help:
-                err.print(f"  = {problem.help}", markup=False)
+                err.print(f"  = {problem.help}")
         if not access.listen and any(problem.code == "no-target" for problem in refused.problems):
-            err.print("  = this machine is the only host here; give it a label: --label role=app", markup=False)
+            err.print("  = this machine is the only host here; give it a label: --label role=app")
         err.print("Nothing was injected.")
         raise typer.Exit(int(ExitCode.REFUSED)) from None
 

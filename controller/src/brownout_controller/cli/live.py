@@ -54,14 +54,14 @@ class Live:
             return
         self._latest.append(line)
         if not self._console.is_terminal:
-            self._console.print(line, markup=False)
+            self._console.print(line)
 
     async def show(self, engine: Engine) -> None:
         """Keep the view fresh; without a terminal a line now and then says that the run lives."""
         if not self._console.is_terminal:
             while True:
                 await asyncio.sleep(_LINE_EVERY_S)
-                self._console.print(self._state(engine), markup=False)
+                self._console.print(self._state(engine))
         with RichLive(console=self._console, auto_refresh=False, transient=False) as view:
             while True:
                 lines = [Text(self._state(engine), style="bold"), *(Text(line) for line in self._latest)]

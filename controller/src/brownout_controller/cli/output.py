@@ -26,12 +26,12 @@ class Format(StrEnum):
 
 def console() -> Console:
     """Results."""
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False)
 
 
 def progress() -> Console:
     """What is going on, and what went wrong."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False)
 
 
 def ascii_only(target: Console) -> bool:

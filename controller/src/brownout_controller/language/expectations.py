@@ -65,8 +65,8 @@ METRICS: dict[str, Metric] = {
             "recovery",
             Unit.DURATION,
             Observer.PROBE,
-            "From the first failed request after the first fault became active to the first success that starts the "
-            "final steady stretch.",
+            "Per fault, the longest: from the first failed request after it became active to the first success after "
+            "which requests kept succeeding while it lasted, or, if they never did, after it was undone.",
         ),
         Metric("changes", Unit.COUNT, Observer.WATCHER, "How many changes the watched system reported."),
         Metric(
