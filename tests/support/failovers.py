@@ -65,7 +65,11 @@ def run_failover(folder: Path) -> Failover:
 def witnessed(
     requests: Sequence[Request], changes: Sequence[ServerChange], logged: Sequence[LoggedRequest]
 ) -> dict[tuple[str, str], int]:
-    """(mark, witness) -> Unix nanoseconds. The client's times are of sending, as the anatomy's are."""
+    """(mark, witness) -> Unix nanoseconds. The client's times are of sending, as the anatomy's are.
+
+    HAProxy's are of a request's end, which is a millisecond after its server was asked: its beginning may lie a second
+    back, spent on connecting to the lost server for a client that has long given up.
+    """
     failed = [request.sent_ns for request in requests if not request.ok]
     down = next(change.at_ns for change in changes if (change.server, change.state) == ("app-1", "DOWN"))
     up = next(change.at_ns for change in changes if (change.server, change.state) == ("app-1", "UP"))
@@ -74,14 +78,12 @@ def witnessed(
         ("first_user_error", "client"): failed[0],
         ("noticed", "haproxy"): down,
         ("moved", "client"): next(r.sent_ns for r in requests if r.ok and r.served_by == "app-2"),
-        ("moved", "haproxy"): next(r.accepted_ns for r in finished if r.server == "app-2"),
+        ("moved", "haproxy"): next(r.logged_ns for r in finished if r.server == "app-2"),
         ("steady", "client"): next(r.sent_ns for r in requests if r.ok and r.sent_ns > failed[-1]),
         ("failed_back", "client"): next(
             r.sent_ns for r in requests if r.ok and r.served_by == "app-1" and r.sent_ns > down
         ),
-        ("failed_back", "haproxy"): next(
-            r.accepted_ns for r in finished if r.server == "app-1" and r.accepted_ns > up - 10**6
-        ),
+        ("failed_back", "haproxy"): next(r.logged_ns for r in finished if r.server == "app-1" and r.logged_ns > up),
     }
 
 

@@ -185,7 +185,9 @@ class Staging:
 
 def remove(name: str) -> None:
     """End what runs in a staging network, then delete its namespaces and its folder. Idempotent."""
-    _end(set(marked_processes(name)) | _inhabitants(name))
+    # Again, as long as there are any: one that is ending may have started another, as an injector does its watchdog.
+    while remaining := set(marked_processes(name)) | _inhabitants(name):
+        _end(remaining)
     network.remove(name)
     shutil.rmtree(FOLDERS / name, ignore_errors=True)
     with suppress(OSError):  # not empty: other networks live in it
