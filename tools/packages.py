@@ -6,6 +6,7 @@ Runs under any Python 3.8, since it runs before ours is there. As root on Debian
 says what to type. It starts nothing: a web server or load balancer that comes with a package stays stopped.
 """
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -20,16 +21,28 @@ TEST = {**DEMO, "chromium": "chromium", "curl": "curl"}
 BENCH = {**TEST, "stress-ng": "stress-ng", "fio": "fio"}
 PROGRAMS = {"setup": {}, "demo": DEMO, "test": TEST, "bench": BENCH}
 """Program -> package that brings it, by make target."""
+LIBRARIES = {"test": {"libatomic.so.1": "libatomic1"}, "bench": {"libatomic.so.1": "libatomic1"}}
+"""Library -> package, by make target: Playwright's own node is linked with it."""
 DAEMONS = ("haproxy", "nginx")
 POLICY = Path("/usr/sbin/policy-rc.d")
 
 
 def missing(target):
-    """Packages whose program is not there."""
+    """Packages whose program or library is not there."""
     packages = [package for program, package in PROGRAMS[target].items() if not shutil.which(program, path=SEARCH)]
+    packages += [package for library, package in LIBRARIES.get(target, {}).items() if not loads(library)]
     if find_spec("ensurepip") is None:
         packages.append("python3-venv")
     return sorted(packages)
+
+
+def loads(library):
+    """Whether the dynamic linker finds it."""
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
