@@ -31,7 +31,7 @@ SERVER_OPTIONS = (
     ("grpc.max_concurrent_streams", 4),
     ("grpc.server_handshake_timeout_ms", 5_000),
 )
-_STOP_GRACE_S = 1.0
+_STOP_GRACE_S = 3.0
 
 log = logging.getLogger(__name__)
 
