@@ -25,6 +25,7 @@ check: .venv/.development
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(UV) run --quiet --no-project --isolated --with-requirements protos/generator.txt python protos/generate.py --check
+	@$(BIN)/python tools/reference.py --check
 	@$(BIN)/python tools/agent_alone.py $(UV)
 
 bench: .venv/.development
