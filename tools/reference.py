@@ -21,7 +21,7 @@ def reference() -> str:
     kinds = [name for name in topics if name.count(".") == 1 and name.partition(".")[0] in {"probes", "watch"}]
     settings = [topics[name] for name in kinds if topics[name].parts and name != "probes.identity"]
     parts = [
-        "# Reference\n\nMade by `tools/reference.py` from the code that validates. `brownout explain NAME` shows the same.",
+        "# Reference\n\nMade by `tools/reference.py` from what validates; `brownout explain NAME` shows the same.",
         "## Faults",
         *(_table(topics[kind], f"### {kind}") for kind in catalogue()),
         "## Keys of an experiment",
