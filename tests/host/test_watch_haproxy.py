@@ -79,7 +79,7 @@ async def watching(watcher: HaproxyWatcher) -> AsyncIterator[Watched]:
 async def logged(log: LogLines, text: str, after_ns: int) -> int:
     """When the line came that holds `text`; it may still be on its way to the reading thread."""
     async with asyncio.timeout(2):
-        while not (at_ns := log.first(text, after_ns)):  # noqa: ASYNC110 - a datagram read by a thread
+        while not (at_ns := log.first(text, after_ns)):
             await asyncio.sleep(0.002)
     return at_ns
 

@@ -27,7 +27,7 @@ async def nothing_left() -> AsyncIterator[None]:
     yield
     loop = asyncio.get_running_loop()
     deadline = loop.time() + SETTLE_S
-    while (left := open_descriptors() - before) and loop.time() < deadline:  # noqa: ASYNC110 - closing gives no event
+    while (left := open_descriptors() - before) and loop.time() < deadline:
         await asyncio.sleep(0.005)
     assert not left, f"left open: {sorted(left)}"
     assert asyncio.all_tasks() == {asyncio.current_task()}, "a task is still running"

@@ -184,7 +184,7 @@ def test_a_delivery_that_blocks_does_not_hold_up_the_pace_and_what_waits_is_boun
         probe = Scripted(good)
         observer = asyncio.create_task(observe(probe, EVERY_MS, blocked, batch_s=0.06))
         async with asyncio.timeout(10):
-            while len(probe.asked_ns) < 4:  # noqa: ASYNC110 - the probe's list gives no event
+            while len(probe.asked_ns) < 4:
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.5)  # ten due times more, at none of which there is room
             asked = len(probe.asked_ns)
