@@ -119,7 +119,7 @@ async def running(*argv: str) -> AsyncIterator[psutil.Process]:
 
 
 def stress_ng_cpu(workers: int, percent: int) -> list[str]:
-    return ["stress-ng", "--quiet", "--cpu", str(workers), "--cpu-load", str(percent)]
+    return ["stress-ng", "--quiet", "--timeout", "60s", "--cpu", str(workers), "--cpu-load", str(percent)]
 
 
 async def cpu_figures(case: str, percents: tuple[int, ...], rival_workers: int) -> AsyncIterator[Figure]:
