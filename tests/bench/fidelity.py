@@ -176,7 +176,7 @@ async def memory_figures() -> AsyncIterator[Figure]:
         got = await _largest_mapping_mib([fault.holder.key.pid])
     yield Figure("memory.load", "size: 1GiB", "Brownout", 1024, got, "MiB", 1.0)
     async with running(
-        "stress-ng", "--quiet", "--vm", "1", "--vm-bytes", "1g", "--vm-keep", "--vm-hang", "0"
+        "stress-ng", "--quiet", "--timeout", "60s", "--vm", "1", "--vm-bytes", "1g", "--vm-keep", "--vm-hang", "0"
     ) as mother:
         got = await _largest_mapping_mib([child.pid for child in mother.children(recursive=True)])
     yield Figure("memory.load", "size: 1GiB", "stress-ng --vm-keep", 1024, got, "MiB")
