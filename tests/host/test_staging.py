@@ -207,3 +207,10 @@ def test_a_network_of_an_earlier_boot_or_a_reused_pid_counts_as_abandoned() -> N
     (folder / "owner.json").write_text(json.dumps(record))
     assert remove_abandoned() == ["0000"]
     assert not folder.exists()
+
+
+def test_a_folder_without_an_owner_is_what_an_interrupted_removal_left() -> None:
+    folder = FOLDERS / "0001"
+    (folder / "ctl").mkdir(parents=True)
+    assert "0001" in remove_abandoned()
+    assert not folder.exists()

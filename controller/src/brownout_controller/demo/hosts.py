@@ -71,7 +71,8 @@ def start_agents(staging: Staging, joins: dict[str, list[str | Path]], run: "Pop
 def _join(staging: Staging, host: str, data: Path) -> list[str | Path]:
     """The argv by which a host joins, with a token of its own that is good once."""
     create = [str(program("brownout")), "token", "create", "--data-dir", str(data), "-o", "json"]
-    token = json.loads(network.run(create))
+    # In the network like everything else: an interrupt may leave even this one to the removal.
+    token = json.loads(network.run(staging.command(CONTROLLER, create, unprivileged=True), staging.environment))
     return [
         *(program("brownout-agent"), "join", "--controller", LISTEN, "--state-dir", staging.path(host, "agent")),
         *("--token", token["token"], "--ca-pin", token["ca_pin"]),

@@ -39,13 +39,13 @@ class CommandFailed(Exception):
         super().__init__(f"`{' '.join(argv)}` ended with {code}: {said.strip() or 'it said nothing'}")
 
 
-def run(argv: Sequence[str]) -> str:
-    """Standard output of a short program.
+def run(argv: Sequence[str], environment: dict[str, str] | None = None) -> str:
+    """Standard output of a short program, in our environment unless another is given.
 
     Raises:
         CommandFailed: it ended with another code than 0.
     """
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False, env=environment)
     if done.returncode != 0:
         raise CommandFailed(argv, done.returncode, done.stderr or done.stdout)
     return done.stdout

@@ -4,12 +4,14 @@ Needs root. Everything carries the network's four hex digits, and `/run/brownout
 which process it belongs to, so that the next one can clear away what a killed one left and never what is in use.
 """
 
+import errno
 import json
 import os
 import secrets
 import select
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
@@ -28,6 +30,8 @@ from brownout_controller.demo.network import ADDRESSES
 READY_WITHIN_S = 15.0
 STOP_WITHIN_S = 5.0
 """How long a program may take to end after SIGTERM, before SIGKILL."""
+
+REMOVAL_ROUNDS = 5
 
 
 class StagingError(Exception):
@@ -185,9 +189,9 @@ class Staging:
 
 def remove(name: str) -> None:
     """End what runs in a staging network, then delete its namespaces and its folder. Idempotent."""
-    # Again, as long as there are any: one that is ending may have started another, as an injector does its watchdog.
-    while remaining := set(marked_processes(name)) | _inhabitants(name):
-        _end(remaining)
+    # One that is ending may have started another meanwhile, as an injector does its watchdog.
+    for _ in range(REMOVAL_ROUNDS):
+        _end(set(marked_processes(name)) | _inhabitants(name))
     network.remove(name)
     shutil.rmtree(FOLDERS / name, ignore_errors=True)
     with suppress(OSError):  # not empty: other networks live in it
@@ -196,7 +200,7 @@ def remove(name: str) -> None:
 
 def remove_abandoned() -> list[str]:
     """Remove every staging network whose owner is dead; the names of them."""
-    names = [path.parent.name for path in FOLDERS.glob("*/owner.json") if _is_abandoned(path)]
+    names = [folder.name for folder in FOLDERS.glob("????") if _is_abandoned(folder)]
     for name in names:
         remove(name)
     return names
@@ -214,27 +218,32 @@ def _unmount_netns() -> None:
 
 
 def _claim() -> str:
-    """A free name, and on disk whose it is, before anything else of it exists."""
+    """A free name, and on disk whose it is, before anything else of it exists.
+
+    The folder gets its name with the record in it, at one stroke: a folder without a record is nobody's.
+    """
+    FOLDERS.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="claim-", dir=FOLDERS))
+    folder.chmod(0o755)
+    owner = key_of(os.getpid())
+    assert owner is not None
+    (folder / "owner.json").write_text(json.dumps({"boot": boot_id(), "process": owner.as_json()}))
     while True:
         name = secrets.token_hex(2)
-        folder = FOLDERS / name
         try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        owner = key_of(os.getpid())
-        assert owner is not None
-        record = folder / "owner.json.new"
-        record.write_text(json.dumps({"boot": boot_id(), "process": owner.as_json()}))
-        record.rename(folder / "owner.json")
-        return name
+            folder.rename(FOLDERS / name)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        else:
+            return name
 
 
-def _is_abandoned(record: Path) -> bool:
+def _is_abandoned(folder: Path) -> bool:
     try:
-        owner = json.loads(record.read_text())
-    except FileNotFoundError:  # its owner has removed it just now
-        return False
+        owner = json.loads((folder / "owner.json").read_text())
+    except FileNotFoundError:
+        return folder.is_dir()  # else its owner has removed it just now
     return owner["boot"] != boot_id() or not is_alive(ProcessKey.from_json(owner["process"]))
 
 
