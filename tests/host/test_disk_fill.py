@@ -4,7 +4,6 @@ import asyncio
 import errno
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,28 +13,17 @@ from brownout_agent.faults.contract import Host, Refusal
 from brownout_agent.kernel.processes import send_signal
 from pydantic import ValidationError
 
+from tests.support.disks import MIB, ext4, free_bytes
 from tests.support.faultbench import held
 from tests.support.polling import wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")]
-MIB = 2**20
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    image, mount_point = tmp_path / "image", tmp_path / "disk"
-    with image.open("wb") as file:
-        file.truncate(256 * MIB)
-    mount_point.mkdir()
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True, capture_output=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(mount_point)], check=True, capture_output=True)
-    yield mount_point
-    subprocess.run(["umount", str(mount_point)], check=True, capture_output=True)
-
-
-def free(folder: Path) -> int:
-    space = os.statvfs(folder)
-    return space.f_bavail * space.f_frsize
+    with ext4(tmp_path, 256 * MIB) as mount_point:
+        yield mount_point
 
 
 def prepare(**parameters: object) -> dict[str, object]:
@@ -44,11 +32,11 @@ def prepare(**parameters: object) -> dict[str, object]:
 
 
 def test_it_leaves_what_was_asked_and_gives_everything_back(disk: Path) -> None:
-    before = free(disk)
+    before = free_bytes(disk)
 
     async def scenario() -> None:
         async with held("disk.fill", path=str(disk), leave="20MiB") as fault:
-            assert abs(free(disk) - 20 * MIB) <= MIB
+            assert abs(free_bytes(disk) - 20 * MIB) <= MIB
             assert [entry.name for entry in disk.iterdir()] == ["lost+found"]
             with pytest.raises(OSError, match="No space left") as full:
                 (disk / "victim").write_bytes(b"x" * 30 * MIB)
@@ -58,16 +46,16 @@ def test_it_leaves_what_was_asked_and_gives_everything_back(disk: Path) -> None:
             assert fault.meter.effect().proved, fault.meter.effect()
 
     asyncio.run(scenario())
-    assert free(disk) == before
+    assert free_bytes(disk) == before
 
 
 def test_a_full_disk_is_given_back_when_the_holder_is_killed(disk: Path) -> None:
-    before = free(disk)
+    before = free_bytes(disk)
 
     async def scenario() -> None:
         async with held("disk.fill", path=str(disk), leave="1MiB") as fault:
             send_signal(fault.holder.key, signal.SIGKILL)
-            await asyncio.to_thread(wait_until, lambda: free(disk) == before, "the space is free again")
+            await asyncio.to_thread(wait_until, lambda: free_bytes(disk) == before, "the space is free again")
 
     asyncio.run(scenario())
 

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +15,10 @@ from brownout_agent.kernel.disks import ScratchFile, filesystem_of
 from brownout_agent.kernel.processes import ProcessKey, is_alive, send_signal
 
 from tests.support.control_groups import limited
+from tests.support.disks import MIB, ext4, free_bytes
 from tests.support.faultbench import held
 from tests.support.polling import wait_until
 
-MIB = 2**20
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and control groups need root")
 
 
@@ -38,19 +37,8 @@ def disk_folder() -> Iterator[str]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """An ext4 file system of 96 MiB of its own, on a loop device."""
-    image, mount_point = tmp_path / "image", tmp_path / "disk"
-    with image.open("wb") as file:
-        file.truncate(96 * MIB)
-    mount_point.mkdir()
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True, capture_output=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(mount_point)], check=True, capture_output=True)
-    yield mount_point
-    subprocess.run(["umount", str(mount_point)], check=True, capture_output=True)
-
-
-def free_bytes(folder: Path) -> int:
-    space = os.statvfs(folder)
-    return space.f_bavail * space.f_frsize
+    with ext4(tmp_path, 96 * MIB) as mount_point:
+        yield mount_point
 
 
 def test_both_rates_reach_the_disk_and_nothing_is_to_be_seen_in_the_folder(disk_folder: str) -> None:
