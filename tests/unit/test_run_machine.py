@@ -124,7 +124,7 @@ def test_no_new_fault_begins_after_a_halt() -> None:
 def test_a_silent_host_is_unknown_in_the_end_and_never_clean() -> None:
     run, first = begun()
     run.handle(FaultSaid(3 * S, first, State.ACTIVE))
-    run.handle(HostSilent(4 * S, "app-1", "its stream ended"))
+    run.handle(HostSilent(4 * S, "app-1"))
     run.handle(Tick(4 * S + GIVE_UP_AFTER_NS - 1))
     assert run.instances[first].state is State.ACTIVE
     run.handle(Tick(4 * S + GIVE_UP_AFTER_NS))
@@ -133,7 +133,7 @@ def test_a_silent_host_is_unknown_in_the_end_and_never_clean() -> None:
 
 def test_a_host_that_comes_back_late_can_still_say_that_it_is_clean() -> None:
     run, first = begun()
-    run.handle(HostSilent(4 * S, "app-1", "its stream ended"))
+    run.handle(HostSilent(4 * S, "app-1"))
     run.handle(Tick(4 * S + GIVE_UP_AFTER_NS))
     run.handle(FaultSaid(60 * S, first, State.CLEAN))
     assert run.instances[first].state is State.CLEAN

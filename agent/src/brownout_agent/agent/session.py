@@ -7,8 +7,8 @@ import asyncio
 import logging
 import random
 import socket
-from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 from brownout_protos.v1 import fault_pb2, fleet_pb2, fleet_pb2_grpc, injector_pb2
@@ -56,6 +56,7 @@ class Agent:
         self._link.on_change = self._say_lease
         self._inspected = asyncio.Event()
         self._inspection = injector_pb2.Inspection()
+        self._greeted = False
         self._epoch = _read_epoch(folder)
         self._heard_ns = boottime_ns()
 
@@ -75,31 +76,40 @@ class Agent:
             self._link.exempt(await _addresses(host.strip("[]"), int(port)))
             async with _channel(self._identity, f"{host}:{port}") as channel:
                 await self._converse(fleet_pb2_grpc.FleetStub(channel))
-        except (grpc.aio.AioRpcError, StaleController, OSError) as error:
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, StaleController, OSError) as error:
             detail = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
             log.info("no session with %s:%s: %s", host, port, detail)
 
     async def _converse(self, stub: "fleet_pb2_grpc.FleetAsyncStub") -> None:
         self._link.inspect()
         await self._wait_inspected()
-        call = stub.Session(self._outgoing())
-        renewal = asyncio.create_task(self._renew_when_due(stub))
+        call = stub.Session()
+        tasks = [
+            asyncio.create_task(work) for work in (self._read(call), self._write(call), self._renew_when_due(stub))
+        ]
         try:
-            async for message in call:
-                self._obey(message)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            renewal.cancel()
+            self._greeted = False
+            for task in tasks:
+                task.cancel()
             call.cancel()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+        for trouble in ended:
+            if isinstance(trouble, Exception):
+                raise trouble
 
-    async def _outgoing(self) -> AsyncIterator[fleet_pb2.AgentMessage]:
-        yield fleet_pb2.AgentMessage(hello=self._hello())
+    async def _read(self, call: Any) -> None:
+        async for message in call:
+            self._obey(message)
+
+    async def _write(self, call: Any) -> None:
+        """Say who this is, then what the last stream may not have carried, then everything else. The one writer."""
+        await call.write(fleet_pb2.AgentMessage(hello=self._hello()))
+        self._greeted = True
+        self._outbox.rewind()
         while True:
-            message = await self._outbox.take()
-            try:
-                yield message
-            except GeneratorExit:
-                self._outbox.put_back(message)
-                raise
+            await call.write(await self._outbox.take())
 
     async def _wait_inspected(self) -> None:
         """Give a running injector a moment to answer, so that the first Hello tells all; without one, go on."""
@@ -119,7 +129,7 @@ class Agent:
             capabilities=self._inspection.capabilities,
             faults=self._inspection.faults,
             epoch_seen=self._epoch,
-            policy=self._inspection.policy or self._link.trouble,
+            policy=self._inspection.policy if self._link.attached else self._link.trouble,
             injector_attached=self._link.attached,
             environment=self._inspection.environment,
         )
@@ -187,6 +197,8 @@ class Agent:
             case "inspection":
                 self._inspection = message.inspection
                 self._inspected.set()
+                if self._greeted:  # what the first Hello said of injector, policy and capabilities may have changed
+                    self._outbox.put(fleet_pb2.AgentMessage(hello=self._hello()))
                 for report in message.inspection.faults:
                     self._outbox.put(fleet_pb2.AgentMessage(report=report))
 

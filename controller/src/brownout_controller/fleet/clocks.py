@@ -3,11 +3,12 @@
     we send at t0, it receives at t1, it answers at t2, we receive at t3
     offset = ((t1 - t0) + (t2 - t3)) / 2        true to +- ((t3 - t0) - (t2 - t1)) / 2
 
-The exchange with the shortest round trip is the best one. Drift is bounded by forgetting exchanges that are old.
+The exchange with the shortest round trip is the best one. Drift is bounded by forgetting exchanges that are old, and
+an error grows with the time between exchange and stamp, into the past as well as into the future.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 KEPT = 64
 FORGET_AFTER_NS = 120 * 10**9
@@ -42,8 +43,20 @@ class ClockEstimate:
 
     def best(self, now_ns: int) -> Exchange | None:
         """The exchange with the least error as of now, drift included; None before the first one."""
-        recent = [e for e in self._exchanges if now_ns - e.at_ns <= FORGET_AFTER_NS] or list(self._exchanges)[-1:]
-        if not recent:
-            return None
-        aged = [Exchange(e.at_ns, e.offset_ns, e.error_ns + (now_ns - e.at_ns) * DRIFT_PPM // 10**6) for e in recent]
-        return min(aged, key=lambda exchange: exchange.error_ns)
+        near = [e for e in self._exchanges if abs(now_ns - e.at_ns) <= FORGET_AFTER_NS]
+        if not near and self._exchanges:
+            near = [min(self._exchanges, key=lambda e: abs(now_ns - e.at_ns))]
+        aged = [replace(e, error_ns=e.error_ns + abs(now_ns - e.at_ns) * DRIFT_PPM // 10**6) for e in near]
+        return min(aged, key=lambda exchange: exchange.error_ns, default=None)
+
+    def best_for(self, stamp_ns: int) -> Exchange:
+        """The best exchange for a stamp of the agent's clock, which may be long past: a lost stream delivers late.
+
+        Raises:
+            LookupError: nothing was measured yet.
+        """
+        if not self._exchanges:
+            raise LookupError("the clock was not measured yet")
+        best = self.best(stamp_ns - self._exchanges[-1].offset_ns)
+        assert best is not None, "there is an exchange"
+        return best

@@ -15,8 +15,10 @@ from brownout_protos.v1 import fleet_pb2, fleet_pb2_grpc
 from brownout_controller import __version__
 from brownout_controller.fleet import sessions
 from brownout_controller.fleet.authority import Authority, RequestRefused
+from brownout_controller.fleet.clocks import ClockEstimate
 from brownout_controller.fleet.sessions import LEASE_MS, RENEW_EVERY_MS, Arrival, Fleet, HostState
-from brownout_controller.store.store import Store, TokenRefused
+from brownout_controller.language.experiment import CONTROLLER
+from brownout_controller.store.store import Store, StoreError, TokenRefused
 
 SERVER_OPTIONS = (
     ("grpc.keepalive_time_ms", 1_000),
@@ -32,6 +34,8 @@ SERVER_OPTIONS = (
     ("grpc.server_handshake_timeout_ms", 5_000),
 )
 _STOP_GRACE_S = 3.0
+_HELLO_WITHIN_S = 10.0
+_HELD_MAX = 10_000
 
 log = logging.getLogger(__name__)
 
@@ -72,16 +76,14 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
     ) -> AsyncIterator[fleet_pb2.ControllerMessage]:
         """One agent's stream."""
         agent_id = await self._identify(context)
-        first = await anext(request_iterator, None)
-        if first is None or first.WhichOneof("body") != "hello":
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be Hello")
-        assert first is not None
-        host = await self._admit(agent_id, first.hello, context)
+        hello = await self._greeting(request_iterator, context)
+        host = await self._admit(agent_id, hello, context)
+        if host.session is not None:
+            host.session.close()  # the same agent, come back before the loss of its old stream was noticed
         session = host.session = sessions.Session()
-        self._store.saw(agent_id, host.name)
+        self._note_seen(agent_id, host.name)
         yield fleet_pb2.ControllerMessage(welcome=self._welcome())
         reading = asyncio.create_task(self._read(host, session, request_iterator))
-        reading.add_done_callback(lambda _: session.close())
         tending = asyncio.create_task(session.tend(self._epoch))
         self._fleet.arrive(Arrival(host, time.monotonic_ns(), up=True))
         try:
@@ -94,15 +96,52 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
                 host.session = None
                 self._fleet.arrive(Arrival(host, time.monotonic_ns(), lost=True))
 
+    async def _greeting(self, messages: AsyncIterator[fleet_pb2.AgentMessage], context: Context) -> fleet_pb2.Hello:
+        """The first message. A controller that ends waits for none: a call cancelled by gRPC prints a traceback."""
+        first = asyncio.create_task(_next(messages))
+        ending = asyncio.create_task(self._fleet.ending.wait())
+        try:
+            await asyncio.wait({first, ending}, timeout=_HELLO_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ending.cancel()
+            first.cancel()
+        if self._fleet.ending.is_set():
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this controller ends")
+        message = first.result() if first.done() and not first.cancelled() else None
+        if message is None or message.WhichOneof("body") != "hello":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be Hello")
+        assert message is not None
+        return message.hello
+
     async def _read(
         self, host: HostState, session: sessions.Session, messages: AsyncIterator[fleet_pb2.AgentMessage]
     ) -> None:
-        async for message in messages:
-            now_ns = time.monotonic_ns()
-            exchange = session.clock_answer(message.clock, now_ns) if message.HasField("clock") else None
-            if exchange is not None:
-                host.clock.add(exchange)
-            self._fleet.arrive(Arrival(host, now_ns, message=message))
+        """Pass on what the agent says. What it says before its clock is known waits: it has no place in time yet."""
+        held: list[fleet_pb2.AgentMessage] = []
+        try:
+            async for message in messages:
+                now_ns = time.monotonic_ns()
+                host.note(message)
+                exchange = session.clock_answer(message.clock, now_ns) if message.HasField("clock") else None
+                if exchange is not None:
+                    host.clock.add(exchange)
+                held.append(message)
+                if host.clock.best(now_ns) is not None:
+                    ready, held = held, []
+                    for one in ready:
+                        self._fleet.arrive(Arrival(host, now_ns, message=one))
+                elif len(held) > _HELD_MAX:
+                    return
+        except Exception:
+            log.exception("a message of %s could not be taken, so its stream ends", host.name)
+        finally:
+            session.close()
+
+    def _note_seen(self, agent_id: str, host: str) -> None:
+        try:
+            self._store.saw(agent_id, host)
+        except StoreError as error:  # a note for people, and no reason to turn a host away in the middle of a run
+            log.warning("%s", error)
 
     async def _identify(self, context: Context) -> str:
         pem = next(iter(context.auth_context().get("x509_pem_cert") or ()), None)
@@ -115,16 +154,26 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         return agent_id
 
     async def _admit(self, agent_id: str, hello: fleet_pb2.Hello, context: Context) -> HostState:
-        if hello.version != __version__:
-            reason = f"agent {hello.version or 'without version'} and controller {__version__} differ; upgrade"
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
-        labels = {**hello.labels, "host": hello.host}
         known = self._fleet.hosts.get(hello.host)
-        if known is not None and known.agent_id != agent_id and known.connected:
+        code, reason = grpc.StatusCode.OK, ""
+        if hello.version != __version__:
+            code = grpc.StatusCode.FAILED_PRECONDITION
+            reason = f"agent {hello.version or 'without version'} and controller {__version__} differ; upgrade"
+        elif hello.host == CONTROLLER:
+            code = grpc.StatusCode.INVALID_ARGUMENT
+            reason = f"`{CONTROLLER}` means the controller itself in experiments; give this host another --name"
+        elif known is not None and known.agent_id != agent_id and known.connected:
+            code = grpc.StatusCode.ALREADY_EXISTS
             reason = f"another agent is connected as `{hello.host}`; give each host its own --name"
-            await context.abort(grpc.StatusCode.ALREADY_EXISTS, reason)
+        if reason:
+            self._fleet.turned_away[hello.host] = reason
+            await context.abort(code, reason)
+        self._fleet.turned_away.pop(hello.host, None)
+        labels = {**hello.labels, "host": hello.host}
         if known is None or known.agent_id != agent_id:
             known = self._fleet.hosts[hello.host] = HostState(agent_id, hello.host, labels, hello)
+        if known.hello.boot_id != hello.boot_id:
+            known.clock = ClockEstimate()  # its clock began anew
         known.labels, known.hello = labels, hello
         return known
 
@@ -143,6 +192,10 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             lease_ms=LEASE_MS,
             renew_every_ms=RENEW_EVERY_MS,
         )
+
+
+async def _next(messages: AsyncIterator[fleet_pb2.AgentMessage]) -> fleet_pb2.AgentMessage | None:
+    return await anext(messages, None)
 
 
 class FleetServer:

@@ -5,6 +5,7 @@ whoever listens: a run's engine, a command that waits for hosts.
 """
 
 import asyncio
+import random
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -38,6 +39,13 @@ class HostState:
         """Whether a stream stands now."""
         return self.session is not None
 
+    def note(self, message: fleet_pb2.AgentMessage) -> None:
+        """Keep what a message says of the host itself: an injector may come, go, and come back with another policy."""
+        if message.HasField("hello") and message.hello.host == self.name:
+            self.hello = message.hello
+        elif message.HasField("lease"):
+            self.hello.injector_attached = message.lease.injector_attached
+
     @property
     def able(self) -> dict[str, fault_pb2.Capability]:
         """What the host said it can do, by kind of fault."""
@@ -62,21 +70,18 @@ class Session:
         self._queue: deque[fleet_pb2.ControllerMessage] = deque()
         self._filled = asyncio.Event()
         self._asked: dict[int, int] = {}
-        self._number = 0
+        # An answer to an earlier session, delivered late, must answer nothing here.
+        self._number = random.getrandbits(62)
         self._closed = False
 
     def send(self, message: fleet_pb2.ControllerMessage) -> None:
-        """Queue a message; a stop goes before everything else.
-
-        Raises:
-            BufferError: the agent reads nothing and the queue is full.
-        """
+        """Queue a message; a stop goes before everything else. A session whose agent reads nothing is closed."""
         if message.WhichOneof("body") == "stop":
             self._queue.appendleft(message)
         elif len(self._queue) < _OUTGOING_MAX:
             self._queue.append(message)
         else:
-            raise BufferError("the agent does not read")
+            self.close()
         self._filled.set()
 
     def close(self) -> None:
@@ -129,6 +134,10 @@ class Fleet:
 
     def __init__(self) -> None:
         self.hosts: dict[str, HostState] = {}
+        self.turned_away: dict[str, str] = {}
+        """Who could not come in and why, by the name that it gave."""
+        self.ending = asyncio.Event()
+        """Set once this controller ends: no session begins any more."""
         self._listeners: list[Callable[[Arrival], None]] = []
 
     def listen(self, listener: Callable[[Arrival], None]) -> Callable[[], None]:
@@ -143,6 +152,7 @@ class Fleet:
 
     def say_bye(self, reason: str) -> None:
         """End every stream in good order; the agents come back when a controller is there again."""
+        self.ending.set()
         for host in self.connected:
             assert host.session is not None
             host.session.send(fleet_pb2.ControllerMessage(bye=fleet_pb2.Bye(reason=reason)))
@@ -154,7 +164,7 @@ class Fleet:
         return [host for _, host in sorted(self.hosts.items()) if host.connected]
 
     async def wait_for(self, count: int, timeout_s: float) -> bool:
-        """Wait until so many hosts are connected, injector and clock included; False when time is up."""
+        """Wait until so many hosts are connected and their clocks measured; False when time is up."""
         changed = asyncio.Event()
         forget = self.listen(lambda _: changed.set())
         try:

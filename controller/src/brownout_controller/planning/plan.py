@@ -48,6 +48,8 @@ class PlannedFault:
     hosts: tuple[str, ...]
     matched: tuple[str, ...]
     chosen_at_injection: bool
+    may_be_skipped: bool = False
+    """`if_none: skip`: a run in which nobody matched is as it was wished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,7 @@ def _plan_fault(
         hosts=chosen,
         matched=matched,
         chosen_at_injection=at_injection,
+        may_be_skipped=target.if_none == "skip",
     )
 
 

@@ -2,6 +2,7 @@
 
 import platform
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from brownout_agent.observe import Change, Sample
@@ -12,20 +13,26 @@ from brownout_controller.fleet.clocks import Exchange
 from brownout_controller.language.experiment import CONTROLLER
 from brownout_controller.planning.plan import Plan, PlannedObserver
 from brownout_controller.record import Event, EventKind, FaultOutcome, RunRecord, Series, Vantage
-from brownout_controller.running.machine import Instance, State
+from brownout_controller.running.machine import NO_HOST, Instance, State
 from brownout_controller.running.timeline import Timeline
 
+_ENDED_EARLY = frozenset({"holder_died", "lease_lost", "shutdown", "reaped"})
+"""A fault that ended so was not what the experiment asked for, whatever was measured of it until then."""
 _UNDO = {State.CLEAN: "clean", State.RESIDUE: "residue", State.REFUSED: "not_needed"}
 
 
 @dataclass(slots=True)
 class _Column:
-    """The samples of one probe at one vantage. `rows` is keyed by time of sending: a lost stream says things twice."""
+    """The samples of one probe at one vantage.
+
+    `rows` is keyed by the prober's own stamp of sending, since a lost stream says things twice and the offset that
+    moves a stamp onto our line may have changed in between; a row is the time on our line, and the sample.
+    """
 
     observer: PlannedObserver
     clock_error_ns: int = 0
     missed: int = 0
-    rows: dict[int, Sample] = field(default_factory=dict)
+    rows: dict[int, tuple[int, Sample]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -63,22 +70,27 @@ class Collector:
             observer.observer_id: _Column(observer) for observer in facts.plan.observers if not observer.is_watcher
         }
         self._drafts: dict[str, _Draft] = {}
+        self._changes: set[tuple[str, int, str]] = set()
         self.events: list[Event] = []
 
     # ---- taking in -----------------------------------------------------------------------------------------------
 
     def samples(self, observer_id: str, samples: list[Sample], missed: int, clock: Exchange | None) -> None:
-        """Samples of one probe; `clock` is the agent's, None for the controller's own."""
+        """Samples of one probe, in any order, maybe twice; `clock` is the agent's, None for the controller's own."""
         column = self._columns.get(observer_id)
-        if column is None:
+        if column is None or (samples and all(sample.sent_ns in column.rows for sample in samples)):
             return
         column.missed += missed
         column.clock_error_ns = max(column.clock_error_ns, clock.error_ns if clock else 0)
         for sample in samples:
-            column.rows[self._on_line(sample.sent_ns, clock)] = sample
+            column.rows.setdefault(sample.sent_ns, (self._on_line(sample.sent_ns, clock), sample))
 
-    def change(self, observer: PlannedObserver, change: Change, clock: Exchange | None) -> Event:
-        """A watcher's change becomes an event."""
+    def change(self, observer: PlannedObserver, change: Change, clock: Exchange | None) -> Event | None:
+        """A watcher's change becomes an event; None for one that was told before."""
+        key = (observer.observer_id, change.at_ns, change.subject)
+        if key in self._changes:
+            return None
+        self._changes.add(key)
         at_ns = self._on_line(change.at_ns, clock)
         return self.event(
             EventKind.WATCH_CHANGED,
@@ -106,25 +118,23 @@ class Collector:
         """An order goes out."""
         self._drafts[instance.fault_id] = _Draft(instance, self._facts.timeline.now())
 
-    def report(self, report: fault_pb2.FaultReport, clock: Exchange | None) -> int | None:
-        """A host's report on a fault; returns when it was true, or None for a fault that is not ours."""
-        draft = self._drafts.get(report.fault_id)
-        if draft is None:
-            return None
+    def report(self, report: fault_pb2.FaultReport, clock: Exchange) -> int:
+        """A host's report on a fault that was ordered; returns when it was true."""
+        draft = self._drafts[report.fault_id]
         at_ns = self._on_line(report.at_boottime_ns, clock)
-        draft.clock_error_ns = max(draft.clock_error_ns, clock.error_ns if clock else 0)
+        draft.clock_error_ns = max(draft.clock_error_ns, clock.error_ns)
         match report.state:
             case fault_pb2.ACTIVE:
-                draft.active_ns = draft.active_ns or at_ns
+                draft.active_ns = min(draft.active_ns or at_ns, at_ns)
             case fault_pb2.UNDOING:
-                draft.undo_begun_ns = draft.undo_begun_ns or at_ns
+                draft.undo_begun_ns = min(draft.undo_begun_ns or at_ns, at_ns)
             case fault_pb2.CLEAN | fault_pb2.RESIDUE:
                 draft.ended_ns = at_ns
         if report.end_cause:
             draft.end_cause = fault_pb2.EndCause.Name(report.end_cause).lower()
         draft.message = report.message or draft.message
         draft.residue = tuple(report.residue)
-        if report.HasField("effect"):
+        if report.HasField("effect") and (draft.effect is None or report.effect.samples >= draft.effect.samples):
             draft.effect = report.effect
         return at_ns
 
@@ -137,7 +147,7 @@ class Collector:
     def latest(self, observer_id: str) -> Sample | None:
         """The newest sample of a probe."""
         rows = self._columns[observer_id].rows
-        return rows[max(rows)] if rows else None
+        return rows[max(rows)][1] if rows else None
 
     def series(self) -> tuple[Series, ...]:
         """All samples so far."""
@@ -174,7 +184,7 @@ class Collector:
 
 
 def _series(column: _Column) -> Series:
-    rows = sorted(column.rows.items())
+    rows = sorted(column.rows.values(), key=itemgetter(0))
     samples = [sample for _, sample in rows]
     observer = column.observer
     error_ns = 0 if observer.vantage == CONTROLLER else column.clock_error_ns
@@ -193,7 +203,8 @@ def _series(column: _Column) -> Series:
 
 def _outcome(draft: _Draft) -> FaultOutcome:
     instance, effect = draft.instance, draft.effect
-    proved = effect is not None and effect.proved and draft.active_ns is not None
+    in_full = draft.active_ns is not None and draft.end_cause not in _ENDED_EARLY
+    proved = effect is not None and effect.proved and in_full
     return FaultOutcome(
         fault_id=instance.fault_id,
         name=instance.fault.name,
@@ -217,12 +228,14 @@ def _outcome(draft: _Draft) -> FaultOutcome:
 
 
 def _explanation(draft: _Draft) -> str:
+    if draft.instance.host == NO_HOST:
+        return draft.message
     if draft.instance.state is State.REFUSED:
         return f"the host refused: {draft.message}"
     if draft.active_ns is None:
         return f"it never came into effect: {draft.message or 'the host said nothing more'}"
     measured = draft.effect.explanation if draft.effect else "nothing was measured"
-    if draft.end_cause in {"holder_died", "lease_lost", "shutdown", "reaped"}:
+    if draft.end_cause in _ENDED_EARLY:
         ended = draft.message or draft.end_cause.replace("_", " ")
         return f"{measured} It ended before its time: {ended}."
     return measured

@@ -1,6 +1,7 @@
 """The engine: carries out what the run's state machine says, and feeds it what comes back. The rim of a run."""
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from brownout_agent.observing import observe
 from brownout_protos.v1 import fault_pb2, fleet_pb2
 
 from brownout_controller.analysis.expectations import judge_expectations
-from brownout_controller.fleet.clocks import Exchange
 from brownout_controller.fleet.sessions import LEASE_MS, Arrival, Fleet, HostState
 from brownout_controller.language.experiment import CONTROLLER
 from brownout_controller.planning.plan import Plan, PlannedObserver, choose_hosts
@@ -24,6 +24,8 @@ from brownout_controller.running.guards import Guards
 from brownout_controller.running.hosts import describe, view_of
 from brownout_controller.running.machine import OVER, Instance, Phase, RunMachine, State
 from brownout_controller.running.timeline import Timeline
+
+log = logging.getLogger(__name__)
 
 TICK_S = 0.05
 GUARD_EVERY_NS = 250_000_000
@@ -76,7 +78,11 @@ class Engine:
         self._guards = Guards(plan.experiment.guards, self.timeline.now())
         self._guarded_ns = 0
         self._silent_since_ns: dict[str, int] = {}
+        self._without_injector: set[str] = set()
         self._observing: dict[str, PlannedObserver] = {}
+        self._blind: dict[str, str] = {}
+        """Why a probe or watcher cannot observe, by its id."""
+        self._ending = False
         self._local: list[asyncio.Task[None]] = []
         self._ended_observers = asyncio.Event()
 
@@ -93,20 +99,33 @@ class Engine:
             self._start_observers()
             while self.machine.phase is not Phase.ENDED:
                 await asyncio.sleep(TICK_S)
-                self._check_guards()
-                self._feed(machine.Tick(self.timeline.now()))
+                self._step()
             self._say(EventKind.RUN_ENDED, "run")
             await self._end_observers()
         finally:
             for instance in self.machine.instances.values():
                 if instance.state not in OVER:
-                    self._stop(instance, "the run ended by an error of the controller")
+                    self._stop(instance, self.machine.stop_reason or "the controller lets go of the run")
             for task in self._local:
                 task.cancel()
             forget()
+        return self.outcome()
+
+    def outcome(self) -> Outcome:
+        """How the run stands now: what is not known to be undone counts as unknown."""
         return Outcome(self._record(), self.machine.refused)
 
     # ---- carrying out --------------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        try:
+            self._check_guards()
+            self._feed(machine.Tick(self.timeline.now()))
+        except Exception as error:
+            # A run that cannot be guarded or steered must not go on; it is still seen through to its undo.
+            log.exception("an error of the controller stops the run")
+            reason = f"internal error: {type(error).__name__}: {error}"
+            self._feed(machine.StopAsked(self.timeline.now(), "error", reason))
 
     def _feed(self, event: machine.Event) -> None:
         for instruction in self.machine.handle(event):
@@ -117,6 +136,9 @@ class Engine:
                     self._choose(fault.name)
                 case machine.Inject(instance):
                     self._inject(instance)
+                case machine.LeaveOut(instance, reason):
+                    self.collector.ordered(instance)
+                    self._note_refusal(instance, reason)
                 case machine.Stop(instance, reason):
                     self._stop(instance, reason)
                 case machine.Say(kind, subject, host, message):
@@ -159,8 +181,13 @@ class Engine:
         return True
 
     def _unsteady(self) -> tuple[str, ...]:
-        """Why the first fault must not start: an expectation that is missed already, or a probe that fails now."""
+        """Why the first fault must not start: who cannot observe, what is missed already, or a probe that fails now."""
         record = self._record()
+        blind = [
+            f"{observer.name} from {observer.vantage} cannot observe: {self._blind[observer.observer_id]}"
+            for observer in self._plan.observers
+            if observer.observer_id in self._blind
+        ]
         reasons = [
             f"{result.name}: {result.text}: {result.evidence}"
             for result in judge_expectations(record, ())
@@ -172,7 +199,7 @@ class Engine:
             if series.probe in expected and not any(latest):
                 what = series.outcome[-1] if series.outcome else "no answer at all"
                 reasons.append(f"{series.probe} from {series.vantage.name} fails now: {what}")
-        return tuple(dict.fromkeys(reasons))
+        return tuple(dict.fromkeys(blind + reasons))
 
     def _check_guards(self) -> None:
         now_ns = self.timeline.now()
@@ -201,7 +228,8 @@ class Engine:
             if observer.is_watcher:
                 watcher: Watcher = build(watcher_kinds(), observer.kind, observer.settings)
                 async for change in watcher.changes(observer.every_ms / 1_000):
-                    self._tell(self.collector.change(observer, change, None))
+                    if event := self.collector.change(observer, change, None):
+                        self._tell(event)
             else:
                 probe: Probe = build(probe_kinds(), observer.kind, observer.settings)
 
@@ -210,21 +238,28 @@ class Engine:
 
                 await observe(probe, observer.every_ms, deliver, batch_s=0.25)
         except (OSError, ValueError) as error:
-            self._say(EventKind.WATCH_FAILED, observer.name, host=CONTROLLER, message=str(error))
+            self._cannot_observe(observer, str(error))
+        except Exception as error:
+            log.exception("%s %s failed", observer.kind, observer.name)
+            self._cannot_observe(observer, f"internal error: {type(error).__name__}: {error}")
+
+    def _cannot_observe(self, observer: PlannedObserver, why: str) -> None:
+        if self._blind.setdefault(observer.observer_id, why) == why:
+            self._say(EventKind.WATCH_FAILED, observer.name, host=observer.vantage, message=why)
 
     async def _end_observers(self) -> None:
         """End every probe and wait for its last samples, for a while."""
-        remote = [observer for observer in self._observing.values() if observer.vantage != CONTROLLER]
-        for observer in remote:
+        self._ending = True
+        for observer in list(self._observing.values()):
             end = fleet_pb2.EndObserve(observer_id=self._wire_id(observer))
-            if not self._send(observer.vantage, fleet_pb2.ControllerMessage(end_observe=end)):
+            if observer.vantage == CONTROLLER:
                 del self._observing[observer.observer_id]
+            elif not self._send(observer.vantage, fleet_pb2.ControllerMessage(end_observe=end)):
+                del self._observing[observer.observer_id]
+                self._cannot_observe(observer, "its host was not connected at the end: its last samples are missing")
         for task in self._local:
             task.cancel()
         await asyncio.gather(*self._local, return_exceptions=True)
-        for observer in self._plan.observers:
-            if observer.vantage == CONTROLLER:
-                del self._observing[observer.observer_id]
         try:
             async with asyncio.timeout(LAST_SAMPLES_TIMEOUT_S):
                 while self._observing:
@@ -232,8 +267,7 @@ class Engine:
                     await self._ended_observers.wait()
         except TimeoutError:
             for observer in self._observing.values():
-                message = "its last samples did not arrive in time"
-                self._say(EventKind.WATCH_FAILED, observer.name, host=observer.vantage, message=message)
+                self._cannot_observe(observer, "its last samples did not arrive in time")
 
     # ---- what hosts say ----------------------------------------------------------------------------------------------
 
@@ -242,11 +276,11 @@ class Engine:
         if arrival.lost:
             self._silent_since_ns.setdefault(host.name, now_ns)
             self._say(EventKind.HOST_LOST, host.name, host=host.name, message="the agent's stream ended")
-            self._feed(machine.HostSilent(now_ns, host.name, "its stream ended"))
+            self._feed(machine.HostSilent(now_ns, host.name))
         elif arrival.up:
             self._welcome_back(host)
         elif arrival.message is not None:
-            self._heard(host, arrival.message, host.clock.best(arrival.at_ns))
+            self._heard(host, arrival.message)
 
     def _welcome_back(self, host: HostState) -> None:
         if self._silent_since_ns.pop(host.name, None) is not None:
@@ -254,29 +288,45 @@ class Engine:
         for observer in self._observing.values():
             if observer.vantage == host.name:
                 self._send(host.name, self._observe_order(observer))
-        if self.machine.phase is Phase.UNDOING:
-            for instance in self.machine.instances.values():
-                if instance.host == host.name and instance.state not in OVER:
-                    self._stop(instance, self.machine.stop_reason)
+        self._injector_is(host.name, host.hello.injector_attached, host.hello.policy)
 
-    def _heard(self, host: HostState, message: fleet_pb2.AgentMessage, clock: Exchange | None) -> None:
+    def _injector_is(self, host: str, attached: bool, detail: str) -> None:
+        """An injector that is away says nothing of its faults; one that comes back is told every stop again."""
+        now_ns = self.timeline.now()
+        if attached:
+            if host in self._without_injector:
+                self._without_injector.remove(host)
+                self._say(EventKind.HOST_BACK, host, host=host, message="its injector answers again")
+            self._feed(machine.HostBack(now_ns, host))
+        elif any(instance.host == host for instance in self.machine.instances.values()):
+            if host not in self._without_injector:
+                self._without_injector.add(host)
+                self._say(EventKind.HOST_LOST, host, host=host, message=f"its injector is away: {detail}")
+            self._feed(machine.HostSilent(now_ns, host))
+
+    def _heard(self, host: HostState, message: fleet_pb2.AgentMessage) -> None:
         match message.WhichOneof("body"):
             case "reply":
-                self._replied(host, message.reply)
-            case "report" if clock is not None:
-                self._reported(host, message.report, clock)
-            case "samples" if clock is not None and (observer := self._known(message.samples.observer_id)):
-                self._sampled(observer, message.samples, clock)
-            case "watch" if clock is not None and (observer := self._known(message.watch.observer_id)):
-                self._tell(self.collector.change(observer, _to_change(message.watch), clock))
+                self._replied(message.reply)
+            case "report":
+                self._reported(host, message.report)
+            case "lease":
+                self._injector_is(host.name, message.lease.injector_attached, message.lease.detail)
+            case "samples" if observer := self._known(message.samples.observer_id):
+                self._sampled(observer, message.samples, host)
+            case "watch" if observer := self._known(message.watch.observer_id):
+                change = _to_change(message.watch)
+                if event := self.collector.change(observer, change, host.clock.best_for(change.at_ns)):
+                    self._tell(event)
             case "observer_error" if observer := self._known(message.observer_error.observer_id):
-                text = message.observer_error.message
-                self._say(EventKind.WATCH_FAILED, observer.name, host=host.name, message=text)
+                self._cannot_observe(observer, message.observer_error.message)
             case "observer_ended" if observer := self._known(message.observer_ended.observer_id):
                 del self._observing[observer.observer_id]
                 self._ended_observers.set()
+                if not self._ending and observer.observer_id not in self._blind:
+                    self._cannot_observe(observer, "it ended by itself")
 
-    def _replied(self, host: HostState, reply: fault_pb2.OrderReply) -> None:
+    def _replied(self, reply: fault_pb2.OrderReply) -> None:
         instance = self.machine.instances.get(reply.fault_id)
         if instance is None:
             return
@@ -284,36 +334,39 @@ class Engine:
             next_step = f" ({reply.remedy})" if reply.remedy else ""
             self._refused(reply.fault_id, f"{reply.reason}{next_step}")
         elif reply.outcome == fault_pb2.OrderReply.INDEFINITE:
-            self._feed(machine.HostSilent(self.timeline.now(), host.name, reply.reason))
-            self._stop(instance, f"its order had an indefinite answer: {reply.reason}")
+            self._feed(machine.AnswerLost(self.timeline.now(), reply.fault_id, reply.reason))
 
     def _refused(self, fault_id: str, reason: str) -> None:
         instance = self.machine.instances[fault_id]
         if instance.state is not State.ORDERED:
             return  # a repeated order may be refused while the first one runs
-        self.collector.refused(fault_id, reason)
-        self._say(EventKind.FAULT_REFUSED, instance.fault.name, host=instance.host, message=reason)
+        self._note_refusal(instance, reason)
         self._feed(machine.FaultSaid(self.timeline.now(), fault_id, State.REFUSED, reason))
 
-    def _reported(self, host: HostState, report: fault_pb2.FaultReport, clock: Exchange) -> None:
+    def _note_refusal(self, instance: Instance, reason: str) -> None:
+        self.collector.refused(instance.fault_id, reason)
+        self._say(EventKind.FAULT_REFUSED, instance.fault.name, host=instance.host, message=reason)
+
+    def _reported(self, host: HostState, report: fault_pb2.FaultReport) -> None:
         instance = self.machine.instances.get(report.fault_id)
-        at_ns = self.collector.report(report, clock)
-        if instance is None or at_ns is None or report.state not in _STATES:
+        if instance is None or instance.host != host.name or report.state not in _STATES:
             return
-        before, state = instance.state, _STATES[report.state]
-        self._feed(machine.FaultSaid(self.timeline.now(), report.fault_id, state, report.message))
-        if state is not before and (kind := _SAID.get(state)) is not None:
+        clock = host.clock.best_for(report.at_boottime_ns)
+        at_ns = self.collector.report(report, clock)
+        before = instance.state
+        self._feed(machine.FaultSaid(self.timeline.now(), report.fault_id, _STATES[report.state], report.message))
+        if instance.state is not before and (kind := _SAID.get(instance.state)) is not None:
             message = "; ".join(report.residue) or report.message
             name = instance.fault.name
             self._say(kind, name, at_ns=at_ns, host=host.name, message=message, error_ns=clock.error_ns)
 
-    def _sampled(self, observer: PlannedObserver, message: fleet_pb2.ProbeSamples, clock: Exchange) -> None:
+    def _sampled(self, observer: PlannedObserver, message: fleet_pb2.ProbeSamples, host: HostState) -> None:
         try:
             samples = unpack(message)
         except ValueError as error:
-            text = f"samples that cannot be read: {error}"
-            self._say(EventKind.WATCH_FAILED, observer.name, host=observer.vantage, message=text)
+            self._cannot_observe(observer, f"samples that cannot be read: {error}")
             return
+        clock = host.clock.best_for(min(sample.sent_ns for sample in samples)) if samples else None
         self.collector.samples(observer.observer_id, samples, message.missed, clock)
 
     def _wire_id(self, observer: PlannedObserver) -> str:

@@ -7,10 +7,12 @@
     (refused)                 └──every fault is over──▶ ended
 
 A fault *is over* when its host said that it is clean, that residue is left, or that it refused; or when its host was
-silent for so long that all its own limits have passed, and then its state is `unknown` and never `clean`.
+silent for so long that all its own limits have passed, and then its state is `unknown` and never `clean`. While one is
+`unknown` or left residue, no further fault begins.
 """
 
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -18,6 +20,8 @@ from brownout_controller.planning.plan import Plan, PlannedFault
 from brownout_controller.record import EventKind
 
 NS_PER_MS = 1_000_000
+NO_HOST = "no host"
+"""Where a fault is said to be that found nobody to go to."""
 GIVE_UP_AFTER_NS = 45 * 10**9
 """After a fault's time, or the loss of its host: lease (10 s), watchdog (30 s), and a little."""
 
@@ -45,6 +49,10 @@ class State(StrEnum):
 
 
 OVER = frozenset({State.CLEAN, State.RESIDUE, State.REFUSED, State.UNKNOWN})
+_FINAL = frozenset({State.CLEAN, State.REFUSED})
+_UNCONFIRMED = frozenset({State.RESIDUE, State.UNKNOWN})
+_RANK = {State.ORDERED: 0, State.ACTIVE: 1, State.UNDOING: 2} | dict.fromkeys(OVER, 3)
+"""Words of a host may come late, and twice: a state never goes back."""
 
 
 @dataclass(slots=True)
@@ -55,7 +63,12 @@ class Instance:
     fault: PlannedFault
     host: str
     state: State
+    latest_ns: int
+    """When it must be over even by the slowest of its own limits, as long as its host speaks."""
     give_up_ns: int
+    """When it is called unknown if nothing more is heard; `latest_ns`, or sooner once its host is silent."""
+    stop_reason: str = ""
+    """Why it is to stop; said again whenever its host comes back."""
 
 
 # ---- events -----------------------------------------------------------------------------------------------------
@@ -97,10 +110,26 @@ class FaultSaid:
 
 @dataclass(frozen=True, slots=True)
 class HostSilent:
-    """A host's stream ended, or an order to it got an indefinite answer."""
+    """Nothing can be heard of a host's faults: its stream ended, or its injector is away."""
 
     now_ns: int
     host: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostBack:
+    """Agent and injector of a host can be spoken to again."""
+
+    now_ns: int
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerLost:
+    """An order got an indefinite answer: the fault may be active, or be about to."""
+
+    now_ns: int
+    fault_id: str
     reason: str
 
 
@@ -113,7 +142,7 @@ class StopAsked:
     reason: str
 
 
-Event = Tick | SteadyJudged | HostsChosen | FaultSaid | HostSilent | StopAsked
+Event = Tick | SteadyJudged | HostsChosen | FaultSaid | HostSilent | HostBack | AnswerLost | StopAsked
 
 
 # ---- instructions -----------------------------------------------------------------------------------------------
@@ -139,6 +168,14 @@ class Inject:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaveOut:
+    """This fault cannot be injected, since no host is there that it could go to."""
+
+    instance: Instance
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Send a stop, wherever the fault may be."""
 
@@ -161,7 +198,7 @@ class End:
     """The run is over."""
 
 
-Instruction = JudgeSteady | ChooseHosts | Inject | Stop | Say | End
+Instruction = JudgeSteady | ChooseHosts | Inject | LeaveOut | Stop | Say | End
 
 
 @dataclass(slots=True)
@@ -186,8 +223,8 @@ class RunMachine:
     _judging: bool = False
 
     def handle(self, event: Event) -> list[Instruction]:
-        """Take one event in and say what to do now."""
-        if self.phase is Phase.ENDED:
+        """Take one event in and say what to do now. After the end only the states of faults still change."""
+        if self.phase is Phase.ENDED and not isinstance(event, FaultSaid):
             return []
         match event:
             case SteadyJudged():
@@ -196,8 +233,13 @@ class RunMachine:
                 done = self._order(self._fault(name), hosts, now_ns)
             case FaultSaid():
                 done = self._fault_said(event)
-            case HostSilent():
-                done = self._host_silent(event)
+            case HostSilent(now_ns, host):
+                self._hurry((instance for instance in self._open() if instance.host == host), now_ns)
+                done = []
+            case HostBack(_, host):
+                done = [Stop(one, one.stop_reason) for one in self._open() if one.host == host and one.stop_reason]
+            case AnswerLost():
+                done = self._answer_lost(event)
             case StopAsked():
                 done = self._stop(event)
             case Tick():
@@ -217,32 +259,43 @@ class RunMachine:
 
     def _fault_said(self, event: FaultSaid) -> list[Instruction]:
         instance = self.instances.get(event.fault_id)
-        if instance is None or instance.state in (OVER - {State.UNKNOWN, State.RESIDUE}):
+        if instance is None or instance.state in _FINAL or _RANK[event.state] < _RANK[instance.state]:
             return []
         instance.state = event.state
+        if not instance.stop_reason:
+            instance.give_up_ns = instance.latest_ns  # it was heard of: its host is not silent any more
         return []
 
-    def _host_silent(self, event: HostSilent) -> list[Instruction]:
-        for instance in self._open():
-            if instance.host == event.host:
-                instance.give_up_ns = min(instance.give_up_ns, event.now_ns + GIVE_UP_AFTER_NS)
-        return []
+    def _answer_lost(self, event: AnswerLost) -> list[Instruction]:
+        instance = self.instances.get(event.fault_id)
+        if instance is None or instance.state in OVER:
+            return []
+        self._hurry((instance,), event.now_ns)
+        if instance.stop_reason:
+            return []  # it was the stop's own answer: said again when the host is back, and not before
+        instance.stop_reason = f"its order had an indefinite answer: {event.reason}"
+        return [Stop(instance, instance.stop_reason)]
 
     def _stop(self, event: StopAsked) -> list[Instruction]:
         if self.stopped_by:
             return []
         self.stopped_by, self.stop_reason = event.by, event.reason
         self.phase = Phase.UNDOING
-        stops: list[Instruction] = [Stop(instance, event.reason) for instance in self._open()]
-        for instance in self._open():
-            instance.give_up_ns = min(instance.give_up_ns, event.now_ns + GIVE_UP_AFTER_NS)
-        return stops
+        still_open = self._open()
+        self._hurry(still_open, event.now_ns)
+        for instance in still_open:
+            instance.stop_reason = event.reason
+        return [Stop(instance, event.reason) for instance in still_open]
 
     # ---- what time does -----------------------------------------------------------------------------------------
 
     def _advance(self, now_ns: int) -> list[Instruction]:
+        if self.phase is Phase.ENDED:
+            return []
         done = self._give_up(now_ns)
         self._note_over(now_ns)
+        if self.phase is Phase.INJECTING and (reason := self._why_no_more()):
+            done += self._stop(StopAsked(now_ns, "error", reason))
         experiment = self.plan.experiment
         if self.phase is Phase.STEADYING and not self._judging:
             if now_ns - self.started_ns >= experiment.steady_state.before_ms * NS_PER_MS:
@@ -282,16 +335,23 @@ class RunMachine:
 
     def _order(self, fault: PlannedFault, hosts: tuple[str, ...], now_ns: int) -> list[Instruction]:
         if not hosts:
-            self.over_ns[fault.name] = now_ns
-            return [Say(EventKind.FAULT_REFUSED, fault.name, message="no host matched when it was due")]
+            return self._leave_out(fault, now_ns)
         done: list[Instruction] = []
         for host in hosts:
-            fault_id = str(uuid.uuid5(uuid.UUID(self.run_key), f"{fault.name}/{host}"))
-            give_up_ns = now_ns + int(fault.for_ms * NS_PER_MS) + GIVE_UP_AFTER_NS
-            instance = Instance(fault_id, fault, host, State.ORDERED, give_up_ns)
-            self.instances[fault_id] = instance
+            latest_ns = now_ns + int(fault.for_ms * NS_PER_MS) + GIVE_UP_AFTER_NS
+            instance = Instance(self._id(fault, host), fault, host, State.ORDERED, latest_ns, latest_ns)
+            self.instances[instance.fault_id] = instance
             done += [Say(EventKind.FAULT_ORDERED, fault.name, host), Inject(instance)]
         return done
+
+    def _leave_out(self, fault: PlannedFault, now_ns: int) -> list[Instruction]:
+        """Nobody matched. With `if_none: skip` that is as it was wished; else it must not look like a pass."""
+        self.over_ns[fault.name] = now_ns
+        if fault.may_be_skipped:
+            return [Say(EventKind.FAULT_REFUSED, fault.name, message="left out: no host matched, and if_none is skip")]
+        instance = Instance(self._id(fault, ""), fault, NO_HOST, State.REFUSED, now_ns, now_ns)
+        self.instances[instance.fault_id] = instance
+        return [LeaveOut(instance, "no host matched when it was due")]
 
     def _give_up(self, now_ns: int) -> list[Instruction]:
         done: list[Instruction] = []
@@ -300,7 +360,24 @@ class RunMachine:
                 instance.state = State.UNKNOWN
                 message = f"nothing was heard of it for so long that its own limits have passed; ask {instance.host}"
                 done.append(Say(EventKind.FAULT_UNKNOWN, instance.fault.name, instance.host, message))
+                done.append(Stop(instance, instance.stop_reason or "nothing was heard of it"))
         return done
+
+    @staticmethod
+    def _hurry(instances: Iterable[Instance], now_ns: int) -> None:
+        """Their own limits are all that is left now, and those have passed soon."""
+        for instance in instances:
+            instance.give_up_ns = min(instance.give_up_ns, now_ns + GIVE_UP_AFTER_NS)
+
+    def _why_no_more(self) -> str:
+        """Why no further fault may begin; empty when none is to come, or all is well."""
+        if len(self.begun) == len(self.plan.faults):
+            return ""
+        for instance in self.instances.values():
+            if instance.state in _UNCONFIRMED:
+                where = f"{instance.fault.name} on {instance.host}"
+                return f"the undo of {where} is not confirmed ({instance.state}), so no further fault is injected"
+        return ""
 
     def _note_over(self, now_ns: int) -> None:
         for name in self.begun - self.over_ns.keys():
@@ -313,6 +390,9 @@ class RunMachine:
 
     def _open(self) -> list[Instance]:
         return [instance for instance in self.instances.values() if instance.state not in OVER]
+
+    def _id(self, fault: PlannedFault, host: str) -> str:
+        return str(uuid.uuid5(uuid.UUID(self.run_key), f"{fault.name}/{host}"))
 
     def _fault(self, name: str) -> PlannedFault:
         return next(fault for fault in self.plan.faults if fault.name == name)

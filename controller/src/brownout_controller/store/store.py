@@ -6,14 +6,15 @@ import secrets
 import time
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import create_engine, event, insert, select, update
-from sqlalchemy.engine import Engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DatabaseError
 
 from brownout_controller.record import Event
 from brownout_controller.store import schema
@@ -54,16 +55,34 @@ class Store:
         Raises:
             StoreError: the folder cannot be written.
         """
+        self._folder = folder
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._engine = _engine(folder / "brownout.db")
             schema.metadata.create_all(self._engine)
-        except (OSError, OperationalError) as error:
-            raise StoreError(f"cannot keep runs in {folder}: {error}; next: --data-dir ELSEWHERE") from error
+        except (OSError, DatabaseError) as error:
+            raise self._trouble(error) from error
 
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """One transaction.
+
+        Raises:
+            StoreError: it could not be kept: no space, not writable, locked for too long, or damaged.
+        """
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except DatabaseError as error:
+            raise self._trouble(error) from error
+
+    def _trouble(self, error: OSError | DatabaseError) -> StoreError:
+        why = error.orig if isinstance(error, DatabaseError) else error.strerror
+        return StoreError(f"cannot keep runs in {self._folder}: {why}")
 
     # ---- identity ------------------------------------------------------------------------------------------------
 
@@ -71,7 +90,7 @@ class Store:
         """A new join token, good once. Only its digest is kept."""
         token = TOKEN_PREFIX + secrets.token_urlsafe(32)
         row = {"digest": _digest(token), "expires_ns": time.time_ns() + int(ttl_s * 1e9)}
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             connection.execute(insert(schema.tokens), row)
         return token
 
@@ -85,7 +104,7 @@ class Store:
         agent_id = str(uuid.uuid4())
         table = schema.tokens
         fits = (table.c.digest == _digest(token)) & table.c.used_ns.is_(None) & (table.c.expires_ns > now)
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             taken = connection.execute(update(table).where(fits).values(used_ns=now, agent_id=agent_id))
             if taken.rowcount != 1:
                 raise TokenRefused("the token is not good (unknown, used or expired); next: brownout token create")
@@ -102,12 +121,12 @@ class Store:
         """Note which host an agent said it was."""
         table = schema.agents
         seen = update(table).where(table.c.agent_id == agent_id).values(host=host, seen_ns=time.time_ns())
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             connection.execute(seen)
 
     def take_epoch(self) -> int:
         """A number larger than every controller before this one had; hosts refuse orders with a smaller one."""
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             row = connection.execute(insert(schema.epochs), {"taken_ns": time.time_ns()}).inserted_primary_key
         assert row is not None
         return int(row[0])
@@ -117,7 +136,7 @@ class Store:
     def begin_run(self, name: str, operator: str, plan_digest: str, started_ns: int) -> int:
         """A new run's number."""
         row = {"name": name, "operator": operator, "plan_digest": plan_digest, "started_ns": started_ns}
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             key = connection.execute(insert(schema.runs), row).inserted_primary_key
         assert key is not None
         return int(key[0])
@@ -137,7 +156,7 @@ class Store:
             for position, item in enumerate(events, first_position)
         ]
         if rows:
-            with self._engine.begin() as connection:
+            with self._writing() as connection:
                 connection.execute(insert(schema.events), rows)
 
     def finish_run(self, number: int, document: dict[str, Any], verdict: str, exit_code: int, headline: str) -> None:
@@ -150,7 +169,7 @@ class Store:
             "headline": headline,
             "document": packed,
         }
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             connection.execute(update(schema.runs).where(schema.runs.c.number == number).values(values))
 
     def list_runs(self, limit: int = 50) -> list[RunLine]:
