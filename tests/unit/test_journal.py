@@ -1,5 +1,6 @@
 """The journal: what survives a crash at any byte, a full disk, damage, and another process."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -112,10 +113,26 @@ def test_it_never_grows_and_room_for_marks_is_kept(tmp_path: Path) -> None:
         for number in range(100):
             journal.record(Entry(f"id-{number}", Mark.RECORDED, "cpu.load", parameters=big))
             recorded += 1
-    for number in range(2):
-        journal.mark(f"id-{number}", Mark.CLEAN)
+    for mark in (Mark.HELD, Mark.ACTIVE, Mark.UNDOING, Mark.CLEAN):
+        for number in range(recorded):
+            journal.mark(f"id-{number}", mark)
     assert recorded > 1
     assert (tmp_path / "journal").stat().st_size == CAPACITY_BYTES
+    journal.close()
+    assert Journal(tmp_path).unfinished == []
+
+
+def test_residue_that_is_marked_again_and_again_never_fills_it(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.record(Entry("id-1", Mark.RECORDED, "process.kill", facts={"environ": "x" * 120_000}))
+    for number in range(100):
+        journal.mark("id-1", Mark.RESIDUE, residue=(f"try {number}",))
+    journal.record(TWO)
+    journal.close()
+    assert [(entry.fault_id, entry.residue) for entry in Journal(tmp_path).unfinished] == [
+        ("id-1", ("try 99",)),
+        ("id-2", ()),
+    ]
 
 
 def test_space_is_taken_back_when_everything_is_clean(tmp_path: Path) -> None:
@@ -133,6 +150,85 @@ def test_a_stop_before_its_start_is_remembered(tmp_path: Path) -> None:
     journal.bury("id-9")
     journal.close()
     assert Journal(tmp_path).entries["id-9"].mark is Mark.REFUSED_FOR_EVER
+
+
+def test_a_good_line_after_a_hole_is_found_and_the_hole_is_damage() -> None:
+    contents = decode(encode(ONE) + b"\0" * 512 + encode(TWO) + b"\0" * 512)
+    assert set(contents.entries) == {"id-1", "id-2"}
+    assert contents.damaged
+    assert contents.end == len(encode(ONE) + encode(TWO)) + 512
+
+
+def test_facts_that_are_no_json_are_refused_and_the_journal_stays_usable(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    with pytest.raises(JournalError, match="not plain JSON"):
+        journal.record(Entry("id-1", Mark.RECORDED, "cpu.load", facts={"cores": {1, 2}}))
+    journal.record(TWO)
+    assert set(journal.entries) == {"id-2"}
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_a_folder_that_others_may_write_into_is_refused(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(JournalError, match="writable by nobody else"):
+        Journal(folder)
+
+
+_ON_A_FULL_DISK = """
+import os, sys
+from dataclasses import replace
+from pathlib import Path
+from brownout_agent.injector.journal import Entry, Journal, JournalError, Mark
+
+folder = Path(sys.argv[1])
+journal = Journal(folder)
+entry = Entry("id-1", Mark.RECORDED, "process.kill", facts={"environ": "x" * 100_000})
+journal.record(entry)
+with open(folder / "ballast", "wb", buffering=0) as ballast:
+    try:
+        while ballast.write(b"x" * 4096):
+            pass
+    except OSError as error:
+        print("full:", error.strerror)
+for _ in range(60):  # more than fits without tidying, for which there is no room now
+    try:
+        journal.mark("id-1", Mark.ACTIVE)
+    except JournalError as error:
+        print("marks end:", "No space left" in str(error))
+        break
+journal.close()
+again = Journal(folder)  # what a reaper does
+print("found:", [entry.fault_id for entry in again.unfinished])
+try:
+    again.record(replace(entry, fault_id="id-2"))
+except JournalError as error:
+    print("no new one:", "No space left" in str(error))
+(folder / "ballast").unlink()
+again.mark("id-1", Mark.CLEAN)
+again.close()
+print("left:", Journal(folder).unfinished)
+"""
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts a small disk in a mount namespace of its own")
+def test_a_full_disk_stops_new_faults_and_neither_reaping_nor_what_comes_after(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=9m,mode=700", "none", str(disk)]
+    code = f"import os, subprocess, sys\nsubprocess.run({mount!r}, check=True)\n{_ON_A_FULL_DISK}"
+    argv = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", code, str(disk)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.stderr.count("the journal is used as it is") == 1, done.stderr
+    assert done.stdout.splitlines() == [
+        "full: No space left on device",
+        "marks end: True",
+        "found: ['id-1']",
+        "no new one: True",
+        "left: []",
+    ]
 
 
 def test_a_folder_that_cannot_be_used_is_a_clear_error(tmp_path: Path) -> None:

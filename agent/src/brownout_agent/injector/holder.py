@@ -18,10 +18,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 
 from brownout_agent.faults.contract import Facts, Hold, Json, Refusal
+from brownout_agent.injector.threads import in_thread
 from brownout_agent.kernel import limits
 from brownout_agent.kernel.processes import ProcessKey, key_of, send_signal, wait_dead
 
@@ -30,10 +33,19 @@ KERNEL_MARGIN_S = 0.5
 READY_TIMEOUT_S = 20.0
 END_TIMEOUT_S = 5.0
 _STDERR_KEPT = 2_000
+_LAST_WORDS_WITHIN_S = 1.0
 
 
 class HolderFailed(Exception):
     """The holder ended before the fault was in effect; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a holder ended, for people; `time_was_up` when its own timer did it."""
+
+    words: str
+    time_was_up: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,29 +100,36 @@ class Holder:
                 line = await self._process.stdout.readline()
         except (BrokenPipeError, ConnectionResetError):
             line = b""
+        except ValueError:  # no end of line within the reader's limit
+            line = b"more than it may"
         except TimeoutError:
             await self.end()
             raise HolderFailed(f"the fault was not in effect after {READY_TIMEOUT_S:g} s") from None
         if not line:
             await self.end()
             raise HolderFailed(await _last_words(self._process))
-        ready = json.loads(line)
-        self._children = tuple(ProcessKey.from_json(pair) for pair in ready["children"])
-        return Ready(ready["facts"], self._children)
+        try:
+            said = json.loads(line)
+            ready = Ready(dict(said["facts"]), tuple(ProcessKey.from_json(pair) for pair in said["children"]))
+        except (ValueError, KeyError, TypeError) as error:
+            await self.end()
+            raise HolderFailed(f"instead of being ready the holder said {line[:100]!r}") from error
+        self._children = ready.children
+        return ready
 
     @property
     def keys(self) -> tuple[ProcessKey, ...]:
         """The holder and all that it made."""
         return (self.key, *self._children)
 
-    async def died(self) -> str:
+    async def died(self) -> Death:
         """Wait until the holder is dead; returns how, with its last words."""
-        await self._process.wait()
-        return await _last_words(self._process)
+        code = await self._process.wait()
+        return Death(await _last_words(self._process), time_was_up=code == -signal.SIGALRM)
 
     async def end(self) -> list[ProcessKey]:
         """Kill the holder and what it made; returns what still lives after END_TIMEOUT_S, which should be nothing."""
-        left = await asyncio.to_thread(end_by_key, self.keys)
+        left = await asyncio.wrap_future(in_thread(partial(end_by_key, self.keys)))
         if self.key not in left:
             await self._process.wait()
         return left
@@ -118,8 +137,13 @@ class Holder:
 
 async def _last_words(process: asyncio.subprocess.Process) -> str:
     assert process.stderr is not None
-    words = (await process.stderr.read()).decode(errors="replace").strip()[-_STDERR_KEPT:]
     code = await process.wait()
+    raw = b""
+    with suppress(TimeoutError):  # what it started may keep the pipe open
+        async with asyncio.timeout(_LAST_WORDS_WITHIN_S):
+            while chunk := await process.stderr.read(_STDERR_KEPT):
+                raw = (raw + chunk)[-_STDERR_KEPT:]
+    words = raw.decode(errors="replace").strip()
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return f"{words} ({how})" if words else f"the holder ended with {how}"
 
@@ -153,7 +177,9 @@ class _Hold(Hold):
     def wait(self) -> NoReturn:
         if self._children:
             pid, status = os.wait()
-            raise SystemExit(f"worker {pid} ended early with status {os.waitstatus_to_exitcode(status)}")
+            code = os.waitstatus_to_exitcode(status)
+            if code != -signal.SIGALRM:  # its timer fires at the same time as ours
+                raise SystemExit(f"worker {pid} ended early with status {code}")
         while True:
             signal.pause()
 

@@ -12,11 +12,15 @@ Order of work (each mark is on disk before the step after it)::
 The file is readable by root alone: facts may hold the environment of a process that is to be started again.
 """
 
+import errno
 import fcntl
 import json
+import logging
 import os
+import stat
 import time
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -30,6 +34,8 @@ _RESERVED_BYTES = 2**20
 """Kept free for the marks of what is already recorded."""
 _PAST_KEPT = 500
 _LOCK_POLL_S = 0.02
+
+log = logging.getLogger(__name__)
 
 
 class Mark(StrEnum):
@@ -49,6 +55,10 @@ FINISHED = frozenset({Mark.CLEAN, Mark.REFUSED_FOR_EVER})
 
 class JournalError(Exception):
     """The journal cannot be used; the text says why and what to do."""
+
+
+class JournalHeld(JournalError):
+    """Another process has it, and looks after what stands in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +125,11 @@ def decode(raw: bytes) -> Contents:
     damaged = False
     for line in raw.splitlines(keepends=True):
         position += len(line)
-        if line.startswith(b"\0"):
-            continue  # the preallocated rest, or a hole that a lost write left
-        entry = _decode_line(line.rstrip(b"\n").lstrip(b"\0")) if line.endswith(b"\n") else None
+        text = line.lstrip(b"\0")
+        if not text:
+            continue  # the preallocated rest
+        broken = broken or text != line  # a hole that a lost write left
+        entry = _decode_line(text.rstrip(b"\n")) if line.endswith(b"\n") else None
         if entry is None:
             broken = True
             continue
@@ -132,35 +144,54 @@ class Journal:
     """The journal of one state directory, held by one process at a time (flock)."""
 
     def __init__(self, folder: Path, wait_s: float = 0.0) -> None:
-        """Lock, read and, where nothing is open, tidy the journal in `folder`, making it if need be.
+        """Lock, read and tidy the journal in `folder`, making it if need be. On a full disk it is used as it is.
 
         Another process that holds it is waited for, `wait_s` at most: a reaper is soon done.
 
         Raises:
-            JournalError: another process holds it, or the disk will not take it.
+            JournalHeld: another process holds it.
+            JournalError: there is none and the disk has no room for one, or somebody else could write into it.
         """
         self._folder = folder
         self._path = folder / "journal"
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _refuse_strangers(folder)
             self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise JournalError(f"cannot use state directory {folder}: {error}") from error
-        if not _lock_within(self._lock, wait_s):
+        try:
+            if not _lock_within(self._lock, wait_s):
+                raise JournalHeld(f"another injector or reaper holds {self._path}")
+            self._open()
+        except BaseException:
             os.close(self._lock)
-            raise JournalError(f"another injector or reaper holds {self._path}")
-        contents = decode(self._path.read_bytes()) if self._path.exists() else Contents({}, 0, damaged=False)
+            raise
+
+    def _open(self) -> None:
+        self._file: int | None = None
+        contents = Contents({}, 0, damaged=False)
+        try:
+            if self._path.exists():
+                self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+                contents = decode(self._path.read_bytes())
+        except OSError as error:
+            raise JournalError(f"cannot read {self._path}: {error}") from error
         self.damaged = contents.damaged
         self.entries = contents.entries
         self._end = contents.end
-        if not self.damaged:
+        try:
             self._tidy()
-        else:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except JournalError as error:
+            if self._file is None:
+                raise
+            log.warning("%s; the journal is used as it is", error)
 
     def close(self) -> None:
         """Give the journal up; another process may open it."""
-        os.close(self._file)
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
         os.close(self._lock)
 
     @property
@@ -168,23 +199,14 @@ class Journal:
         """Every fault that was begun and not yet seen clean, the oldest first."""
         return [entry for entry in self.entries.values() if entry.mark not in FINISHED]
 
-    @property
-    def has_room(self) -> bool:
-        """False when a new fault could take the space that the marks of older ones need."""
-        if self._end + _RESERVED_BYTES >= CAPACITY_BYTES and not self.unfinished and not self.damaged:
-            os.close(self._file)
-            self._tidy()
-        return self._end + _RESERVED_BYTES < CAPACITY_BYTES
-
     def record(self, entry: Entry) -> None:
         """Make a fault durable before anything of it is done.
 
         Raises:
             JournalError: no room, or the disk refused; nothing was begun and nothing may begin.
         """
-        if not self.has_room:
-            raise JournalError(f"{self._path} is full of unfinished faults; next: brownout-injector doctor")
-        self._write(replace(entry, mark=Mark.RECORDED, boot_id=boot_id(), at_boottime_ns=boottime_ns()))
+        entry = replace(entry, mark=Mark.RECORDED, boot_id=boot_id(), at_boottime_ns=boottime_ns())
+        self._write(entry, keep_free_bytes=_RESERVED_BYTES)
 
     def mark(self, fault_id: str, mark: Mark, **changes: Any) -> Entry:
         """Note how far a fault has come; durable when it returns.
@@ -197,16 +219,27 @@ class Journal:
         return entry
 
     def bury(self, fault_id: str) -> None:
-        """A stop came before its start: that start is refused for ever."""
+        """A stop came before its start: that start is refused for ever.
+
+        Raises:
+            JournalError: the disk refused.
+        """
         self._write(Entry(fault_id, Mark.REFUSED_FOR_EVER))
 
-    def _write(self, entry: Entry) -> None:
-        line = encode(entry)
-        if self._end + len(line) > CAPACITY_BYTES:
-            raise JournalError(f"{self._path} has no room for a mark of {entry.fault_id}")
+    def _write(self, entry: Entry, keep_free_bytes: int = 0) -> None:
         try:
-            os.pwrite(self._file, line, self._end)
-            os.fdatasync(self._file)
+            line = encode(entry)
+        except (TypeError, ValueError) as error:
+            raise JournalError(f"the facts of {entry.kind} are not plain JSON: {error}") from error
+        room = CAPACITY_BYTES - keep_free_bytes - len(line)
+        if self._end > room:
+            self._tidy()
+        if self._end > room:
+            raise JournalError(f"{self._path} is full of unfinished faults; next: brownout-injector doctor")
+        if self._file is None:
+            raise JournalError(f"{self._path} is closed")
+        try:
+            _write_durably(self._file, line, self._end)
         except OSError as error:
             raise JournalError(f"cannot write {self._path}: {error}") from error
         self._end += len(line)
@@ -214,24 +247,75 @@ class Journal:
         self.entries[entry.fault_id] = entry
 
     def _tidy(self) -> None:
-        """Write the file anew with what is unfinished and the latest past ids, and swap it in by rename."""
+        """Write the file anew with what is unfinished and the latest past ids, and swap it in by rename.
+
+        A damaged file is left for a person to look at. What fails leaves the old file in use.
+        """
+        if self.damaged:
+            return
         past = [entry for entry in self.entries.values() if entry.mark in FINISHED][-_PAST_KEPT:]
         kept = [*(replace(entry, parameters={}, facts={}, holders=()) for entry in past), *self.unfinished]
         lines = b"".join(encode(entry) for entry in kept)
-        fresh = self._folder / "journal.new"
         try:
-            self._file = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            os.posix_fallocate(self._file, 0, CAPACITY_BYTES)
-            os.pwrite(self._file, lines, 0)
-            os.fsync(self._file)
-            fresh.rename(self._path)
-            folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-            os.fsync(folder)
-            os.close(folder)
+            fresh = _replace_durably(self._path, lines)
         except OSError as error:
-            raise JournalError(f"cannot write {fresh}: {error}; free {CAPACITY_BYTES} bytes there") from error
+            raise JournalError(f"cannot renew {self._path}: {error}; free {CAPACITY_BYTES} bytes there") from error
+        if self._file is not None:
+            os.close(self._file)
+        self._file = fresh
         self.entries = {entry.fault_id: entry for entry in kept}
         self._end = len(lines)
+
+
+def _write_durably(file: int, data: bytes, offset: int) -> None:
+    """Write all of `data`, or raise: where blocks are not really reserved, a full disk takes a part and says so softly.
+
+    Raises:
+        OSError: not all of it is on disk.
+    """
+    written = os.pwrite(file, data, offset)
+    if written < len(data):
+        raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes were taken")
+    os.fdatasync(file)
+
+
+def _replace_durably(path: Path, data: bytes) -> int:
+    """Put a preallocated file with `data` in the place of `path`; returns its descriptor.
+
+    Raises:
+        OSError: the disk refused; `path` is what it was.
+    """
+    fresh = path.with_name("journal.new")
+    file = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.posix_fallocate(file, 0, CAPACITY_BYTES)
+        _write_durably(file, data, 0)
+        os.fsync(file)
+        fresh.rename(path)
+    except OSError:
+        os.close(file)
+        fresh.unlink(missing_ok=True)  # its space is needed for the next try
+        raise
+    # From here on the new file is the journal. Should a power failure bring back the old name, no fault outlives it.
+    with suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    return file
+
+
+def _refuse_strangers(folder: Path) -> None:
+    """Undo does what the journal says, as root: nobody else may write it.
+
+    Raises:
+        OSError: somebody else owns the folder or may write into it.
+    """
+    status = folder.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        reason = f"it must belong to user {os.geteuid()} and be writable by nobody else; next: chmod 700"
+        raise PermissionError(errno.EPERM, reason)
 
 
 def _lock_within(descriptor: int, wait_s: float) -> bool:

@@ -3,7 +3,7 @@
 No clock, no process, no file. The supervisor carries the instructions out and feeds back what came of them::
 
     new ──Accepted──▶ recorded ──Spawned──▶ held ──Applied──▶ active
-                         │ Failed             │ Failed, End      │ HolderDied, End
+                         │ Failed, End        │ Failed, End      │ HolderDied, End
                          └──────────▶ undoing ◀──────────────────┘
                                          │ Undone(residue=())      ──▶ clean
                                          └ Undone(residue=(…))     ──▶ residue ──Retry──▶ undoing
@@ -63,6 +63,13 @@ class HolderDied:
 
 
 @dataclass(frozen=True, slots=True)
+class Broken:
+    """A step raised what nobody had expected: what is on now is not known."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """The fault is to end now."""
 
@@ -82,7 +89,7 @@ class Retry:
     """Time to try again what left residue."""
 
 
-Event = Accepted | Spawned | Applied | Failed | HolderDied | End | Undone | Retry
+Event = Accepted | Spawned | Applied | Failed | HolderDied | Broken | End | Undone | Retry
 
 
 # ---- instructions, in the order in which they must be carried out ------------------------------------------------
@@ -120,7 +127,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Undo:
-    """Take a last reading, kill the holder, undo the rest, and look at the kernel."""
+    """Begin, beside everything else: a last reading, kill the holder, undo the rest, and look at the kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +151,22 @@ def step(state: Mark | None, event: Event) -> tuple[Mark | None, tuple[Instructi
             return Mark.HELD, (Note(Mark.HELD, holder=holder), Go())
         case Mark.HELD, Applied():
             return Mark.ACTIVE, (Note(Mark.ACTIVE), StartMeasuring(), Report())
-        case ((Mark.RECORDED | Mark.HELD), Failed(reason)):
+        case ((Mark.RECORDED | Mark.HELD), (Failed(reason) | Broken(reason))):
             return _undo(Cause.APPLY_FAILED, reason)
-        case Mark.ACTIVE, HolderDied(reason):
+        case ((Mark.RECORDED | Mark.HELD), End(Cause.DURATION)):
+            return _undo(Cause.APPLY_FAILED, "its time was up before it was in effect")
+        case Mark.ACTIVE, (HolderDied(reason) | Broken(reason)):
             return _undo(Cause.HOLDER_DIED, reason)
         case ((Mark.RECORDED | Mark.HELD | Mark.ACTIVE), End(cause, reason)):
             return _undo(cause, reason)
+        case _:
+            return _step_of_undo(state, event)
+
+
+def _step_of_undo(state: Mark | None, event: Event) -> tuple[Mark | None, tuple[Instruction, ...]]:
+    match state, event:
+        case Mark.UNDOING, Broken(reason):
+            return _step_of_undo(state, Undone((reason,)))
         case Mark.UNDOING, Undone(residue=()):
             return Mark.CLEAN, (Note(Mark.CLEAN), Report())
         case Mark.UNDOING, Undone(residue=residue):
@@ -161,4 +178,5 @@ def step(state: Mark | None, event: Event) -> tuple[Mark | None, tuple[Instructi
 
 
 def _undo(cause: Cause, reason: str) -> tuple[Mark, tuple[Instruction, ...]]:
-    return Mark.UNDOING, (Note(Mark.UNDOING, cause=cause), Report(reason), Undo())
+    # The undo is begun first: a disk that is slow to take a mark must not keep the fault on.
+    return Mark.UNDOING, (Undo(), Note(Mark.UNDOING, cause=cause), Report(reason))

@@ -34,6 +34,9 @@ log = logging.getLogger("brownout-injector")
 
 async def serve(socket: Path, state: Path, policy: Policy, agent_uid: int) -> int:
     """Reap what an earlier life left, then serve until SIGTERM; undo everything before the end."""
+    # The watchdog first: from the moment that the journal is ours somebody must be there to take it over.
+    watchdog = Watchdog(state, os.getpid())
+    process = watchdog.start()
     journal = Journal(state, REAPER_DONE_WITHIN_S)
     for fault_id, residue in reap(journal).residue.items():
         log.error("%s left residue: %s", fault_id, "; ".join(residue))
@@ -41,8 +44,6 @@ async def serve(socket: Path, state: Path, policy: Policy, agent_uid: int) -> in
         log.error("refusing every fault: %s", policy.why)
     door = Door(policy, agent_uid)
     door.supervisor = supervisor = Supervisor(journal, policy, door.tell)
-    watchdog = Watchdog(state, os.getpid())
-    process = await watchdog.start()
     door.watchdog = watchdog
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -50,7 +51,8 @@ async def serve(socket: Path, state: Path, policy: Policy, agent_uid: int) -> in
     server = await door.open(socket)
     log.info("serving on %s under %s", socket, policy.why)
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(supervisor.run()), group.create_task(watchdog.keep(process))]
+        works = (supervisor.run(), supervisor.retry_leftovers(), watchdog.keep(process))
+        tasks = [group.create_task(work) for work in works]
         await stop.wait()
         clean = await supervisor.shut_down()
         for task in tasks:

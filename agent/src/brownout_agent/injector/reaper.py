@@ -6,19 +6,24 @@ watchdog, a process of its own session that waits for the injector to die.
 
 import asyncio
 import logging
+import subprocess
 import sys
 import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from brownout_agent.injector.journal import Journal, JournalError, Mark
+from brownout_agent.injector.journal import Entry, Journal, JournalError, JournalHeld, Mark
 from brownout_agent.injector.lifecycle import Cause
-from brownout_agent.injector.undoing import undo_entry
+from brownout_agent.injector.threads import in_thread
+from brownout_agent.injector.undoing import UNDO_TIMEOUT_S, undo_entry
 from brownout_agent.kernel.processes import ProcessKey, key_of, wait_dead
 
 log = logging.getLogger(__name__)
 
-TRIES = 3
+TRIES = 15
 RETRY_AFTER_S = 2.0
 _RESPAWN_AFTER_S = 1.0
 
@@ -33,42 +38,58 @@ class Reaped:
 
 def reap(journal: Journal) -> Reaped:
     """Undo and verify every unfinished entry; each is marked clean only when the kernel was seen clean."""
-    clean = []
-    left: dict[str, tuple[str, ...]] = {}
-    for entry in journal.unfinished:
-        residue = tuple(undo_entry(entry))
+    left = undo_all(journal.unfinished)
+    note_reaped(journal, left)
+    clean = tuple(fault_id for fault_id, residue in left.items() if not residue)
+    return Reaped(clean, {fault_id: residue for fault_id, residue in left.items() if residue})
+
+
+def undo_all(entries: Iterable[Entry]) -> dict[str, tuple[str, ...]]:
+    """Undo entries side by side, so that none keeps another on; what is left of each, by id. Within UNDO_TIMEOUT_S."""
+    undos = {entry.fault_id: in_thread(partial(undo_entry, entry)) for entry in entries}
+    wait(undos.values(), UNDO_TIMEOUT_S)
+    hangs = (f"its undo has not come back after {UNDO_TIMEOUT_S:g} s",)
+    return {fault_id: tuple(undo.result()) if undo.done() else hangs for fault_id, undo in undos.items()}
+
+
+def note_reaped(journal: Journal, left: Mapping[str, tuple[str, ...]]) -> list[Entry]:
+    """Mark what `undo_all` found; returns the entries that are other than they were."""
+    noted = []
+    for fault_id, residue in left.items():
+        entry = journal.entries[fault_id]
         mark = Mark.RESIDUE if residue else Mark.CLEAN
+        if (mark, residue) == (entry.mark, entry.residue):
+            continue
         try:
-            journal.mark(entry.fault_id, mark, cause=entry.cause or Cause.REAPED, residue=residue)
+            noted.append(journal.mark(fault_id, mark, cause=entry.cause or Cause.REAPED, residue=residue))
         except JournalError as error:
-            log.error("%s: undone, but not marked: %s", entry.fault_id, error)
-        if residue:
-            left[entry.fault_id] = residue
-        else:
-            clean.append(entry.fault_id)
-    return Reaped(tuple(clean), left)
+            log.error("%s: undone, but not marked: %s", fault_id, error)
+    return noted
 
 
 def watch(folder: Path, injector: ProcessKey) -> int:
     """Wait for the injector's death, then reap. Returns an exit code: 0 when all is clean.
 
-    An injector that was started again meanwhile holds the journal and has reaped by itself.
+    An injector that was started again meanwhile holds the journal, has reaped by itself and has its own watchdog.
     """
     while wait_dead([injector], timeout_s=3600):
         continue
     for attempt in range(TRIES):
+        if attempt:
+            time.sleep(RETRY_AFTER_S)
         try:
             journal = Journal(folder)
-        except JournalError as error:
+        except JournalHeld as error:
             log.info("left to another: %s", error)
             return 0
+        except JournalError as error:
+            log.error("%s", error)
+            continue
         reaped = reap(journal)
         journal.close()
         log.info("clean: %s, left: %s", list(reaped.clean), reaped.residue)
         if not reaped.residue:
             return 0
-        if attempt + 1 < TRIES:
-            time.sleep(RETRY_AFTER_S)
     return 1
 
 
@@ -82,18 +103,27 @@ class Watchdog:
         self._argv += ["--pid", str(key.pid), "--start-ticks", str(key.start_ticks)]
         self.pid = 0
 
-    async def start(self) -> asyncio.subprocess.Process:
-        """Start the watchdog in a session of its own, so that no terminal or process group takes it along."""
-        process = await asyncio.create_subprocess_exec(
-            *self._argv, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
-        )
+    def start(self) -> "subprocess.Popen[bytes]":
+        """Start the watchdog in a session of its own, so that no terminal or process group takes it along.
+
+        Raises:
+            OSError: the kernel makes no process now.
+        """
+        # Not by asyncio, whose transport would kill it when the injector ends.
+        process = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL, start_new_session=True)
         self.pid = process.pid
         return process
 
-    async def keep(self, process: asyncio.subprocess.Process) -> None:
+    async def keep(self, process: "subprocess.Popen[bytes]") -> None:
         """Start it again whenever it dies, until cancelled."""
         while True:
-            code = await process.wait()
+            code = await asyncio.wrap_future(in_thread(process.wait))
             log.warning("the watchdog ended with %d; starting it again", code)
             await asyncio.sleep(_RESPAWN_AFTER_S)
-            process = await self.start()
+            while True:
+                try:
+                    process = self.start()
+                    break
+                except OSError as error:  # a fault may well leave no memory for a process
+                    log.error("the watchdog cannot be started: %s", error)
+                    await asyncio.sleep(_RESPAWN_AFTER_S)

@@ -5,44 +5,33 @@ Faults live here and nowhere else. A connection that goes away changes nothing b
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from pydantic import ValidationError
-
-from brownout_agent.faults import catalogue
-from brownout_agent.faults.contract import Effect, Fault, FaultParameters, Host, Meter, Record, Refusal
+from brownout_agent.faults.contract import Effect, Fault, FaultParameters, Host, Record, Refusal
 from brownout_agent.injector import lifecycle
+from brownout_agent.injector.admission import Order, check_id, check_order, prepare
 from brownout_agent.injector.holder import Holder, HolderFailed, Ready
 from brownout_agent.injector.journal import FINISHED, Entry, Journal, JournalError, Mark
 from brownout_agent.injector.lifecycle import Cause
-from brownout_agent.injector.policy import DURATION_CEILING_S, Policy
-from brownout_agent.injector.undoing import undo_and_verify
+from brownout_agent.injector.measuring import Readings
+from brownout_agent.injector.policy import Policy
+from brownout_agent.injector.reaper import note_reaped, undo_all
+from brownout_agent.injector.threads import in_thread
+from brownout_agent.injector.undoing import UNDO_TIMEOUT_S, outlived, undo_and_verify
 from brownout_agent.kernel.clock import boottime_ns
+from brownout_agent.kernel.processes import ProcessKey
 
 TICK_S = 0.05
 MEASURE_EVERY_S = 1.0
 RETRY_EVERY_S = 10.0
-PREPARE_TIMEOUT_S = 5.0
-LEASE_CEILING_S = 300.0
 _PAST_KEPT = 200
 _PAST_TOLD = 50
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What an Inject asks for, after the wire and before any check."""
-
-    fault_id: str
-    run_id: str
-    environment: str
-    kind: str
-    parameters: dict[str, Any]
-    duration_s: float
-    lease_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +61,12 @@ class _Live:
     state: Mark | None = None
     ends_ns: int | None = None
     holder: Holder | None = None
-    meter: Meter | None = None
-    measured_ns: int = 0
+    readings: Readings | None = None
+    looked_ns: int = 0
+    """When it was last measured or, with residue, last undone."""
+    undo: Future[list[str]] | None = None
+    """The undo that is at work. One that hangs is waited for again and never doubled."""
     cause: str = ""
-    effect: Effect | None = None
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
 
@@ -89,7 +80,7 @@ class Supervisor:
         self._live: dict[str, _Live] = {}
         self._past = {entry.fault_id: _past_status(entry) for entry in journal.entries.values() if entry.kind}
         self._settled = asyncio.Event()
-        self._settled.set()
+        self._is_closing = False
 
     # ---- what the agent may ask -------------------------------------------------------------------------------
 
@@ -99,39 +90,40 @@ class Supervisor:
         Raises:
             Refusal: definite, nothing was touched and nothing will be.
         """
-        known = self._journal.entries.get(order.fault_id)
-        if known is not None and known.mark is Mark.REFUSED_FOR_EVER:
-            raise Refusal("its stop came before its start")
-        if known is not None:
+        if self._is_known(order.fault_id):
             return False
         fault, parameters = self._check(order)
         host = replace(host, protected_pids=host.protected_pids | self._holder_pids())
-        try:
-            async with asyncio.timeout(PREPARE_TIMEOUT_S):  # names are resolved there
-                facts = await asyncio.to_thread(fault.prepare, parameters, host)
-        except TimeoutError:
-            raise Refusal(f"{order.kind} was still looking at this host after {PREPARE_TIMEOUT_S:g} s") from None
-        except OSError as error:
-            raise Refusal(f"{order.kind} could not look at this host: {error}") from error
+        facts = await prepare(fault, parameters, host)
+        # The world went on meanwhile: the same order by another connection, a stop, other faults, the injector's end.
+        if self._is_known(order.fault_id):
+            return False
+        self._check(order)
         lease_ends_ns = boottime_ns() + int(order.lease_s * 1e9)
         live = _Live(order, fault, parameters, facts, host, lease_ends_ns)
         self._live[order.fault_id] = live
-        self._settled.clear()
         self._feed(live, lifecycle.Accepted())
         return True
 
     def stop(self, fault_id: str, reason: str) -> None:
-        """End a fault now. One that was never heard of is refused for ever; one that is over stays over."""
+        """End a fault now. One that was never heard of is refused for ever; one that is over stays over.
+
+        Raises:
+            Refusal: that is no id.
+            JournalError: it could not be noted that this id is refused from now on.
+        """
+        check_id(fault_id)
         if fault_id in self._live:
             self._feed(self._live[fault_id], lifecycle.End(Cause.STOPPED, reason))
         elif fault_id not in self._journal.entries:
             self._journal.bury(fault_id)
 
     def renew(self) -> None:
-        """The controller lives: every lease starts anew."""
+        """The controller lives: every lease that has not run out starts anew."""
         now = boottime_ns()
         for live in self._live.values():
-            live.lease_ends_ns = now + int(live.order.lease_s * 1e9)
+            if now < live.lease_ends_ns:  # a renewal that waited for a frozen injector comes too late
+                live.lease_ends_ns = now + int(live.order.lease_s * 1e9)
 
     def statuses(self) -> list[FaultStatus]:
         """Every fault that is not over, and the latest that are."""
@@ -150,17 +142,29 @@ class Supervisor:
             for live in list(self._live.values()):
                 self._look_at(live, now)
 
+    async def retry_leftovers(self) -> None:
+        """Try again, until cancelled, what an earlier life left and what is undone but could not be noted."""
+        while True:
+            await asyncio.sleep(RETRY_EVERY_S)
+            entries = [entry for entry in self._journal.unfinished if entry.fault_id not in self._live]
+            left = await asyncio.wrap_future(in_thread(partial(undo_all, entries)))
+            for entry in note_reaped(self._journal, left):
+                self._past[entry.fault_id] = _past_status(entry)
+                self._tell(self._past[entry.fault_id])
+
     async def shut_down(self) -> bool:
-        """Undo everything; True when all is clean."""
+        """Undo everything; True when all is clean. Orders are refused from now on."""
+        self._is_closing = True
         for live in list(self._live.values()):
             self._feed(live, lifecycle.End(Cause.SHUTDOWN, "the injector was asked to end"))
+            self._feed(live, lifecycle.Retry())
+        self._note_whether_settled()
         await self._settled.wait()
         return not self._journal.unfinished
 
     def _look_at(self, live: _Live, now_ns: int) -> None:
         if live.state is Mark.RESIDUE:
-            if now_ns - live.measured_ns > RETRY_EVERY_S * 1e9:
-                live.measured_ns = now_ns
+            if now_ns - live.looked_ns > RETRY_EVERY_S * 1e9:
                 self._feed(live, lifecycle.Retry())
         elif live.state is Mark.UNDOING:
             return
@@ -169,35 +173,40 @@ class Supervisor:
         elif now_ns >= live.lease_ends_ns:
             reason = f"nobody renewed the lease of {live.order.lease_s:g} s"
             self._feed(live, lifecycle.End(Cause.LEASE_LOST, reason))
-        elif live.meter is not None and now_ns - live.measured_ns >= MEASURE_EVERY_S * 1e9:
-            self._measure(live, now_ns)
-            self._tell(self._status(live))
+        elif live.readings is not None and now_ns - live.looked_ns >= MEASURE_EVERY_S * 1e9:
+            live.looked_ns = now_ns
+            if (reading := live.readings.take()) is not None:
+                self._start(live, self._tell_when_read(live, reading))
 
     # ---- carrying out ---------------------------------------------------------------------------------------------
 
+    def _is_known(self, fault_id: str) -> bool:
+        """Whether this order was taken on before.
+
+        Raises:
+            Refusal: it must not be, now or ever.
+        """
+        check_id(fault_id)
+        if self._is_closing:
+            raise Refusal("the injector on this host is ending")
+        known = self._journal.entries.get(fault_id)
+        if known is not None and known.mark is Mark.REFUSED_FOR_EVER:
+            raise Refusal("its stop came before its start")
+        return known is not None
+
     def _check(self, order: Order) -> tuple[Fault[Any], FaultParameters]:
-        fault = catalogue().get(order.kind)
-        if fault is None:
-            raise Refusal(f"this host knows no fault `{order.kind}`; it knows {', '.join(catalogue())}")
         if self._journal.damaged:
             raise Refusal("the journal on this host is damaged", "next: brownout-injector doctor, on the host")
-        if not 0 < order.duration_s <= DURATION_CEILING_S:
-            raise Refusal(f"a duration of {order.duration_s:g} s; the limits are 0 and {DURATION_CEILING_S:g} s")
-        if not 0 < order.lease_s <= LEASE_CEILING_S:
-            raise Refusal(f"a lease of {order.lease_s:g} s; the limits are 0 and {LEASE_CEILING_S:g} s")
-        try:
-            parameters = fault.Parameters.model_validate(order.parameters)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise Refusal(f"{order.kind}: parameter {name}: {first['msg']}") from error
-        self._policy.check(order.kind, parameters, order.duration_s, order.environment, len(self._live))
-        return fault, parameters
+        return check_order(order, self._policy, len(self._live))
 
     def _feed(self, live: _Live, event: lifecycle.Event) -> None:
         live.state, instructions = lifecycle.step(live.state, event)
-        for instruction in instructions:
-            self._carry_out(live, instruction)
+        self._note_whether_settled()
+        try:
+            for instruction in instructions:
+                self._carry_out(live, instruction)
+        except JournalError as error:  # what could not be noted before it is begun is not begun
+            self._feed(live, lifecycle.End(Cause.APPLY_FAILED, str(error)))
 
     def _carry_out(self, live: _Live, instruction: lifecycle.Instruction) -> None:
         match instruction:
@@ -211,16 +220,24 @@ class Supervisor:
                 live.ends_ns = boottime_ns() + int(live.order.duration_s * 1e9)
                 self._start(live, self._go(live))
             case lifecycle.StartMeasuring():
-                self._start_measuring(live)
+                make_meter = partial(live.fault.measure, self._as_record(live), live.host)
+                live.readings = Readings(live.order.fault_id, make_meter)
+                live.looked_ns = boottime_ns()
             case lifecycle.Undo():
-                self._start(live, self._undo(live))
+                self._undo(live)
             case lifecycle.Report(message):
                 self._report(live, message)
 
-    def _start(self, live: _Live, work: Any) -> None:
-        task: asyncio.Task[None] = asyncio.create_task(work)
+    def _start(self, live: _Live, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         live.tasks.add(task)
-        task.add_done_callback(live.tasks.discard)
+        task.add_done_callback(partial(self._ended, live))
+
+    def _ended(self, live: _Live, task: asyncio.Task[None]) -> None:
+        live.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s: a step of its life failed", live.order.fault_id, exc_info=error)
+            self._feed(live, lifecycle.Broken(f"{type(error).__name__}: {error}"))
 
     def _record(self, live: _Live) -> None:
         order = live.order
@@ -231,7 +248,7 @@ class Supervisor:
             self._journal.record(entry)
         except JournalError as error:
             del self._live[order.fault_id]
-            self._settle()
+            self._note_whether_settled()
             raise Refusal(str(error)) from error
 
     def _note(self, live: _Live, note: lifecycle.Note) -> None:
@@ -242,11 +259,10 @@ class Supervisor:
         try:
             self._journal.mark(live.order.fault_id, note.mark, **changes)
         except JournalError as error:
+            if note.mark in {Mark.HELD, Mark.ACTIVE}:
+                raise
             # An undo goes on without its mark: an old record left open is undone once more, which does no harm.
             log.error("%s of %s could not be noted: %s", note.mark, live.order.fault_id, error)
-            if note.mark in {Mark.HELD, Mark.ACTIVE}:
-                failed = lifecycle.End(Cause.APPLY_FAILED, str(error))
-                asyncio.get_running_loop().call_soon(self._feed, live, failed)
 
     async def _spawn(self, live: _Live) -> None:
         try:
@@ -254,6 +270,8 @@ class Supervisor:
         except HolderFailed as error:
             self._feed(live, lifecycle.Failed(str(error)))
             return
+        if live.state is not Mark.RECORDED:  # it was ended while its holder was being started
+            await live.holder.end()
         self._feed(live, lifecycle.Spawned(live.holder.key))
 
     async def _go(self, live: _Live) -> None:
@@ -265,35 +283,30 @@ class Supervisor:
             return
         live.facts = {**live.facts, **ready.facts}
         self._feed(live, lifecycle.Applied())
-        self._feed(live, lifecycle.HolderDied(await live.holder.died()))
+        death = await live.holder.died()
+        # The kernel's timer comes second only where the injector was kept from its own.
+        self._feed(live, lifecycle.End(Cause.DURATION) if death.time_was_up else lifecycle.HolderDied(death.words))
 
-    def _start_measuring(self, live: _Live) -> None:
-        try:
-            live.meter = live.fault.measure(self._as_record(live), live.host)
-        except OSError as error:
-            log.warning("%s cannot be measured: %s", live.order.fault_id, error)
-            return
-        live.measured_ns = boottime_ns()
+    async def _tell_when_read(self, live: _Live, reading: Future[None]) -> None:
+        await asyncio.wrap_future(reading)
+        if live.state is Mark.ACTIVE:
+            self._tell(self._status(live))
 
-    def _measure(self, live: _Live, now_ns: int) -> None:
-        assert live.meter is not None
-        live.measured_ns = now_ns
-        try:
-            live.meter.sample()
-            live.effect = live.meter.effect()
-        except OSError as error:
-            log.warning("%s: a reading failed: %s", live.order.fault_id, error)
+    def _undo(self, live: _Live) -> None:
+        if live.undo is None:
+            keys = live.holder.keys if live.holder else ()
+            live.undo = in_thread(partial(_read_and_undo, live.readings, live.fault, self._as_record(live), keys))
+        self._start(live, self._see_undone(live, live.undo))
 
-    async def _undo(self, live: _Live) -> None:
-        if live.meter is not None:
-            self._measure(live, boottime_ns())
-            live.meter = None
-        keys = live.holder.keys if live.holder else ()
-        record = self._as_record(live)
-        residue = await asyncio.to_thread(undo_and_verify, live.fault, record, keys)
-        if live.holder is not None and not residue:
-            await live.holder.end()
-        live.measured_ns = boottime_ns()
+    async def _see_undone(self, live: _Live, undo: Future[list[str]]) -> None:
+        done, _ = await asyncio.wait({asyncio.wrap_future(undo)}, timeout=UNDO_TIMEOUT_S)
+        if done:
+            live.undo = None
+            residue = undo.result()
+            residue += outlived(await live.holder.end()) if live.holder is not None and not residue else []
+        else:
+            residue = [f"undo of {live.fault.kind} has not come back after {UNDO_TIMEOUT_S:g} s"]
+        live.looked_ns = boottime_ns()
         self._feed(live, lifecycle.Undone(tuple(residue)))
 
     def _report(self, live: _Live, message: str) -> None:
@@ -303,12 +316,14 @@ class Supervisor:
             del self._live[live.order.fault_id]
             for fault_id in list(self._past)[:-_PAST_KEPT]:
                 del self._past[fault_id]
+        self._note_whether_settled()
         self._tell(status)
-        self._settle()
 
-    def _settle(self) -> None:
+    def _note_whether_settled(self) -> None:
         if all(live.state is Mark.RESIDUE for live in self._live.values()):
             self._settled.set()
+        else:
+            self._settled.clear()
 
     def _as_record(self, live: _Live) -> Record[Any]:
         keys = live.holder.keys if live.holder else ()
@@ -324,8 +339,16 @@ class Supervisor:
             cause=live.cause,
             message=message,
             residue=entry.residue if entry else (),
-            effect=live.effect,
+            effect=live.readings.effect if live.readings else None,
         )
+
+
+def _read_and_undo(
+    readings: Readings | None, fault: Fault[Any], record: Record[Any], holders: tuple[ProcessKey, ...]
+) -> list[str]:
+    if readings is not None:
+        readings.take_last()
+    return undo_and_verify(fault, record, holders)
 
 
 def _past_status(entry: Entry) -> FaultStatus:

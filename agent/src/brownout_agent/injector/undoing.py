@@ -1,6 +1,7 @@
 """Undo one fault and look whether the kernel agrees. The one way, for injector, reaper and next start."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,23 +13,47 @@ from brownout_agent.injector.journal import Entry
 from brownout_agent.kernel.clock import boot_id
 from brownout_agent.kernel.processes import ProcessKey
 
+UNDO_TIMEOUT_S = 20.0
+"""An undo that takes longer is told as residue, and goes on."""
+
+log = logging.getLogger(__name__)
+
 
 def undo_and_verify(fault: Fault[Any], record: Record[Any], holders: Iterable[ProcessKey]) -> list[str]:
-    """Kill the holders, undo the rest, and read what is left from the kernel; empty is clean. Never raises OSError."""
-    residue = [f"holder process {key.pid} outlived SIGKILL" for key in end_by_key(holders)]
-    try:
-        fault.undo(record)
-    except (OSError, Refusal) as error:
-        residue.append(f"undo of {fault.kind} failed: {error}")
-    try:
-        residue += fault.residue(record)
-    except OSError as error:
-        residue.append(f"the kernel could not be asked about {fault.kind}: {error}")
+    """Kill the holders, undo the rest, and read what is left from the kernel; empty is clean.
+
+    Whatever is raised on the way, a fault's mistakes included, is residue: not clean, told, and tried again.
+    """
+    residue = _tried(
+        "its holder could not be killed",
+        lambda: outlived(end_by_key(holders)),
+    )
+    residue += _tried(f"undo of {fault.kind} failed", lambda: fault.undo(record))
+    residue += _tried(f"the kernel could not be asked about {fault.kind}", lambda: fault.residue(record))
     return residue
 
 
+def outlived(holders: Iterable[ProcessKey]) -> list[str]:
+    """Residue of holders that should be dead."""
+    return [f"holder process {key.pid} outlived SIGKILL" for key in holders]
+
+
+def _tried(what: str, work: Callable[[], list[str] | None]) -> list[str]:
+    try:
+        return work() or []
+    except (OSError, Refusal) as error:
+        return [f"{what}: {error}"]
+    except Exception as error:
+        log.exception("%s", what)
+        return [f"{what}: {type(error).__name__}: {error}"]
+
+
 def undo_entry(entry: Entry) -> list[str]:
-    """Undo what a journal of a dead injector names; returns what is left."""
+    """Undo what a journal of a dead injector names; returns what is left, in words of its own also when it raises."""
+    return _tried(f"{entry.kind} could not be undone", lambda: _undo_entry(entry))
+
+
+def _undo_entry(entry: Entry) -> list[str]:
     if entry.boot_id != boot_id():
         return []  # all that our faults make lives in the kernel of one boot
     fault = catalogue().get(entry.kind)

@@ -24,6 +24,7 @@ def die_with_parent(expected_parent_pid: int, number: signal.Signals = signal.SI
 def die_after(seconds: float) -> None:
     """Have the kernel end this process by SIGALRM after `seconds`, whatever it is doing. A fork does not inherit it."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})  # whoever started us may have blocked it
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 

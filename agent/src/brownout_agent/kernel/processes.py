@@ -96,11 +96,13 @@ def wait_dead(keys: Iterable[ProcessKey], timeout_s: float) -> list[ProcessKey]:
             descriptor = os.pidfd_open(key.pid)
         except ProcessLookupError:
             continue
-        poller = select.poll()
-        poller.register(descriptor, select.POLLIN)
-        if is_alive(key):
-            poller.poll(max(0.0, deadline - time.monotonic()) * 1_000)
-        os.close(descriptor)
+        try:
+            poller = select.poll()
+            poller.register(descriptor, select.POLLIN)
+            if is_alive(key):
+                poller.poll(max(0.0, deadline - time.monotonic()) * 1_000)
+        finally:
+            os.close(descriptor)
         if is_alive(key):
             left.append(key)
     return left
