@@ -52,7 +52,7 @@ async def serve_one_machine(store: Store, labels: Mapping[str, str]) -> AsyncIte
         agent_argv = ["brownout_agent.agent.main", "run", "--injector-socket", str(socket), *parent]
         agent_argv += ["--state-dir", str(folder / "agent")]
         agent = await stack.enter_async_context(_child("agent", agent_argv, folder))
-        if not await controller.fleet.wait_for(1, READY_TIMEOUT_S):
+        if not await controller.fleet.wait_for(1, READY_TIMEOUT_S, with_injector=True):
             states = f"injector exit code {injector.returncode}, agent exit code {agent.returncode}"
             raise EmbeddedFailed(f"this machine's own agent did not connect ({states}):\n{_logs(folder)}")
         yield controller

@@ -2,17 +2,20 @@
 
 import asyncio
 import getpass
+import os
 import secrets
 import signal
+import tempfile
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from brownout_controller.analysis.verdict import judge
 from brownout_controller.cli import validate as checking
 from brownout_controller.cli.fleet_access import Access, open_store, reach
+from brownout_controller.cli.keeping import RunKeeper
 from brownout_controller.cli.live import Live
 from brownout_controller.cli.output import Format, ascii_only, console, fail, progress, show_one
 from brownout_controller.cli.settings import (
@@ -32,18 +35,17 @@ from brownout_controller.language import Checked, InvalidExperiment, check
 from brownout_controller.language.diagnostics import render_all
 from brownout_controller.language.source import read_source
 from brownout_controller.planning.plan import Plan, PlanRefused, make_plan
-from brownout_controller.record import Event, RunRecord
+from brownout_controller.record import Event
 from brownout_controller.reporting.console import summary
 from brownout_controller.reporting.document import to_document
 from brownout_controller.reporting.files import FORMATS, write_reports
 from brownout_controller.reporting.plan import plan_document, plan_summary
+from brownout_controller.reporting.visible import visible
 from brownout_controller.running.engine import Engine, Outcome
 from brownout_controller.running.hosts import view_of
 from brownout_controller.serving import Controller
-from brownout_controller.store.store import Store
 
 SEED_BITS = 32
-_KEEP_EVENTS_EVERY_S = 1.0
 
 File = Annotated[Path, typer.Argument(help="the experiment, a YAML file")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="chooses the same hosts again; random if not given")]
@@ -104,33 +106,39 @@ def run(
     checked = _load(file, var)
     formats = _formats(report)
     access = Access(data_dir, listen, wait_hosts, wait_timeout, pairs(label, "a label"))
-    code = asyncio.run(_run(checked, access, _seed(seed), report_dir, formats))
+    _check_writable(report_dir)
+    try:
+        code = asyncio.run(_run(checked, access, _seed(seed), report_dir, formats))
+    except KeyboardInterrupt:
+        fail(ExitCode.HALTED, "halted", "Ctrl-C before the run began; nothing was injected")
     raise typer.Exit(int(code))
 
 
 async def _plan(checked: Checked, access: Access, seed: int) -> Plan:
-    store = open_store(access.data_dir)
-    async with reach(access, store) as controller:
-        return _make_plan(checked, controller, seed, access)
+    with open_store(access.data_dir) as store:
+        async with reach(access, store) as controller:
+            return _make_plan(checked, controller, seed, access)
 
 
 async def _run(checked: Checked, access: Access, seed: int, report_dir: Path, formats: tuple[str, ...]) -> ExitCode:
-    store = open_store(access.data_dir)
-    async with reach(access, store) as controller:
-        made = _make_plan(checked, controller, seed, access)
-        operator = getpass.getuser()
-        number = store.begin_run(made.experiment.name, operator, made.digest, time.time_ns())
-        keeper = _EventKeeper(store, number)
-        live = Live(made, progress())
-        engine = Engine(made, controller.fleet, controller.epoch, str(number), operator, _both(keeper.take, live.take))
-        outcome = await _until_over(engine, live, keeper)
-        if outcome is None:
-            return _detached(made)
-    return _conclude(outcome, store, number, report_dir, formats)
+    with open_store(access.data_dir) as store:
+        async with reach(access, store) as controller:
+            made = _make_plan(checked, controller, seed, access)
+            operator = _operator()
+            number = store.begin_run(made.experiment.name, operator, made.digest, time.time_ns())
+            keeper, live = RunKeeper(store, number), Live(made, progress())
+
+            def tell(event: Event) -> None:
+                keeper.take(event)
+                live.take(event)
+
+            engine = Engine(made, controller.fleet, controller.epoch, str(number), operator, tell)
+            outcome = await _until_over(engine, live, keeper)
+        return _conclude(outcome, keeper, report_dir, formats)
 
 
-async def _until_over(engine: Engine, live: Live, keeper: "_EventKeeper") -> Outcome | None:
-    """The run's outcome, or None when a second Ctrl-C let go of it."""
+async def _until_over(engine: Engine, live: Live, keeper: RunKeeper) -> Outcome:
+    """The run's outcome; after a second Ctrl-C, how it stood when it was let go."""
     let_go = asyncio.Event()
 
     def interrupted() -> None:
@@ -147,27 +155,38 @@ async def _until_over(engine: Engine, live: Live, keeper: "_EventKeeper") -> Out
     letting_go = asyncio.create_task(let_go.wait())
     try:
         await asyncio.wait({running, letting_go}, return_when=asyncio.FIRST_COMPLETED)
-        return running.result() if running.done() else None
+        if running.done():
+            return running.result()
+        progress().print("let go: agents and injectors undo what is still on by themselves, at the end of their lease")
+        return engine.outcome()
     finally:
         for task in (running, letting_go, *helpers):
             task.cancel()
         await asyncio.gather(running, letting_go, *helpers, return_exceptions=True)
-        keeper.flush()
 
 
-def _conclude(outcome: Outcome, store: Store, number: int, report_dir: Path, formats: tuple[str, ...]) -> ExitCode:
+def _conclude(outcome: Outcome, keeper: RunKeeper, report_dir: Path, formats: tuple[str, ...]) -> ExitCode:
+    """Judge, keep, report and print. What cannot be kept or written is said, and is never a plain 0."""
     record = outcome.record
+    findings = judge(record)
+    document = to_document(record, findings)
     if outcome.refused and not record.stopped_by:
         headline = f"not steady before the first fault: {outcome.refused[0]}"
-        store.finish_run(number, _document(record), "refused", int(ExitCode.REFUSED), headline)
+        keeper.finish(document, "refused", int(ExitCode.REFUSED), headline)
         print_refusal(outcome.refused)
         return ExitCode.REFUSED
-    findings = judge(record)
-    written = write_reports(record, findings, report_dir, formats)
-    store.finish_run(number, _document(record), findings.verdict, int(findings.exit_code), findings.headline)
+    keeper.finish(document, findings.verdict, int(findings.exit_code), findings.headline)
+    trouble = [f"the run's record is not kept: {keeper.trouble}"] if keeper.trouble else []
+    written: list[Path] = []
+    try:
+        written = write_reports(record, findings, report_dir, formats)
+    except OSError as error:
+        trouble.append(f"the reports are not written: {error}")
     out = console()
     out.print(summary(record, findings, [str(path) for path in written], ascii_only=ascii_only(out)))
-    return findings.exit_code
+    for line in trouble:
+        progress().print(f"error[not-kept]: {visible(line)}")
+    return ExitCode.INTERNAL_ERROR if trouble and findings.exit_code is ExitCode.HELD else findings.exit_code
 
 
 def print_refusal(reasons: tuple[str, ...]) -> None:
@@ -178,14 +197,22 @@ def print_refusal(reasons: tuple[str, ...]) -> None:
         err.print(f"  = {reason}")
 
 
-def _document(record: RunRecord) -> dict[str, Any]:
-    return to_document(record, judge(record))
+def _check_writable(report_dir: Path) -> None:
+    """Before anything is injected: a run whose report has no place is not worth its faults."""
+    try:
+        report_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=report_dir):
+            pass
+    except OSError as error:
+        message = f"reports cannot be written to {report_dir}: {error.strerror}; nothing was injected"
+        fail(ExitCode.REFUSED, "report-dir", message, "choose another --report-dir")
 
 
-def _detached(made: Plan) -> ExitCode:
-    hosts = ", ".join(sorted({host for fault in made.faults for host in fault.hosts}))
-    message = f"let go while faults may still be on: {hosts} undo them by themselves within their lease"
-    fail(ExitCode.UNDO_NOT_CONFIRMED, "detached", message, "on each host: brownout-injector reap")
+def _operator() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as containers have
+        return f"uid {os.getuid()}"
 
 
 def _load(file: Path, var: list[str]) -> Checked:
@@ -224,34 +251,3 @@ def _formats(text: str) -> tuple[str, ...]:
     if unknown:
         raise typer.BadParameter(f"--report {unknown[0]}: not one of {', '.join(FORMATS)}")
     return formats
-
-
-class _EventKeeper:
-    """Keeps events in the store about once a second, off the event loop."""
-
-    def __init__(self, store: Store, number: int) -> None:
-        self._store = store
-        self._number = number
-        self._kept = 0
-        self._fresh: list[Event] = []
-
-    def take(self, event: Event) -> None:
-        self._fresh.append(event)
-
-    async def keep(self) -> None:
-        while True:
-            await asyncio.sleep(_KEEP_EVENTS_EVERY_S)
-            await asyncio.to_thread(self.flush)
-
-    def flush(self) -> None:
-        fresh, self._fresh = self._fresh, []
-        self._store.append_events(self._number, self._kept, fresh)
-        self._kept += len(fresh)
-
-
-def _both(first: Any, second: Any) -> Any:
-    def tell(event: Event) -> None:
-        first(event)
-        second(event)
-
-    return tell

@@ -1,15 +1,21 @@
 """Which controller a command works with: this machine alone, or one that listens for hosts that joined."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
+from brownout_controller.analysis.wording import counted
 from brownout_controller.cli.output import fail, progress
 from brownout_controller.embedded import EmbeddedFailed, serve_one_machine
 from brownout_controller.exit_codes import ExitCode
+from brownout_controller.fleet.sessions import Fleet
 from brownout_controller.serving import Controller, open_authority, serve_fleet
 from brownout_controller.store.store import Store, StoreError
+
+_PORTS = 65_535
+"""The next port is for enrolment, so the last one cannot be chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +29,17 @@ class Access:
     labels: dict[str, str] = field(default_factory=dict)
 
 
-def open_store(data_dir: Path) -> Store:
-    """The store of a data directory; ends the command when there can be none."""
+@contextmanager
+def open_store(data_dir: Path) -> Iterator[Store]:
+    """The store of a data directory; ends the command with 4 when there can be none, or nothing can be kept in it."""
     try:
-        return Store(data_dir)
+        store = Store(data_dir)
+        try:
+            yield store
+        finally:
+            store.close()
     except StoreError as error:
-        fail(ExitCode.INTERNAL_ERROR, "store", str(error))
+        fail(ExitCode.REFUSED, "store", str(error), "make room, or choose another --data-dir")
 
 
 @asynccontextmanager
@@ -41,16 +52,29 @@ async def reach(access: Access, store: Store) -> AsyncIterator[Controller]:
         except EmbeddedFailed as error:
             fail(ExitCode.UNREACHABLE, "no-agent", str(error), "brownout doctor")
         return
+    async with AsyncExitStack() as stack:
+        controller = await _listen(access, store, stack)
+        where = f"{controller.host}:{controller.port}, enrolment on port {controller.enrol_port}"
+        progress().print(f"listening on {where}; waiting for {counted(access.wait_hosts, 'host')}")
+        if not await controller.fleet.wait_for(access.wait_hosts, access.wait_timeout_s):
+            _too_few(access, controller.fleet)
+        yield controller
+
+
+async def _listen(access: Access, store: Store, stack: AsyncExitStack) -> Controller:
     host, _, port = access.listen.rpartition(":")
-    if not host or not port.isdigit():
-        fail(ExitCode.USAGE, "usage", f"--listen {access.listen}: not HOST:PORT")
+    if not host or not port.isdecimal() or not int(port) < _PORTS:
+        fail(ExitCode.USAGE, "usage", f"--listen {access.listen}: not HOST:PORT with a port below {_PORTS}")
     try:
-        async with serve_fleet(store, open_authority(access.data_dir), host, int(port)) as controller:
-            progress().print(f"listening on {access.listen}, waiting for {access.wait_hosts} hosts")
-            if not await controller.fleet.wait_for(access.wait_hosts, access.wait_timeout_s):
-                here = ", ".join(state.name for state in controller.fleet.connected) or "none"
-                message = f"{access.wait_hosts} hosts are wanted, connected within {access.wait_timeout_s:g} s: {here}"
-                fail(ExitCode.UNREACHABLE, "no-hosts", message, "on each host: brownout-agent run; its log says why")
-            yield controller
+        authority = open_authority(access.data_dir)
+        return await stack.enter_async_context(serve_fleet(store, authority, host, int(port)))
     except OSError as error:
         fail(ExitCode.UNREACHABLE, "cannot-listen", str(error), "choose another --listen")
+
+
+def _too_few(access: Access, fleet: Fleet) -> NoReturn:
+    here = ", ".join(host.name for host in fleet.connected) or "none"
+    wanted = f"{counted(access.wait_hosts, 'host')} wanted, connected within {access.wait_timeout_s:g} s: {here}"
+    away = [f"turned away: {name}: {reason}" for name, reason in sorted(fleet.turned_away.items())]
+    help_text = "on each host: brownout-agent run; its log says why it cannot connect"
+    fail(ExitCode.UNREACHABLE, "no-hosts", "\n".join([wanted, *away]), help_text)

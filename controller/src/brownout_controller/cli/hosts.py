@@ -58,9 +58,9 @@ def doctor(
 
 
 async def _ask(access: Access, describe: Any) -> list[dict[str, Any]]:
-    store = open_store(access.data_dir)
-    async with reach(access, store) as controller:
-        return [row for host in controller.fleet.connected for row in describe(host)]
+    with open_store(access.data_dir) as store:
+        async with reach(access, store) as controller:
+            return [row for host in controller.fleet.connected for row in describe(host)]
 
 
 def _describe(host: HostState) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # before grpc is imported: children are spawned, never forked
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -52,12 +53,21 @@ def options(version: Annotated[bool, typer.Option("--version", help="print the v
 
 
 def main() -> None:
-    """Entry point. A closed pipe on stdout (`| head`) is no error."""
+    """Entry point. A closed pipe on stdout (`| head`) is no error, nor is a terminal that lacks a letter."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    stdout = sys.stdout
     try:
         app()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+    except SystemExit as ended:
+        # Typer ends with 1 when the pipe is closed, and then has put a stdout of its own in place.
+        code = ended.code if sys.stdout is stdout else 0
+        try:
+            stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+        raise SystemExit(code) from None
 
 
 if __name__ == "__main__":

@@ -24,14 +24,21 @@ class Format(StrEnum):
     NAME = "name"
 
 
+class _Calm(Console):
+    """Where nobody reads any more, the work goes on in silence, and its exit code stands."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 def console() -> Console:
     """Results."""
-    return Console(highlight=False, markup=False)
+    return _Calm(highlight=False, markup=False)
 
 
 def progress() -> Console:
-    """What is going on, and what went wrong."""
-    return Console(stderr=True, highlight=False, markup=False)
+    """What is going on, and what went wrong. In a log a line stays one line."""
+    return _Calm(stderr=True, highlight=False, markup=False, soft_wrap=not sys.stderr.isatty())
 
 
 def ascii_only(target: Console) -> bool:

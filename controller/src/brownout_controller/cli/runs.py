@@ -14,7 +14,7 @@ from brownout_controller.exit_codes import ExitCode
 from brownout_controller.reporting.console import summary
 from brownout_controller.reporting.document import from_document
 from brownout_controller.reporting.files import FORMATS, render
-from brownout_controller.store.store import StoreError
+from brownout_controller.store.store import RunUnknown
 
 app = typer.Typer(help="What has been run.", no_args_is_help=True)
 
@@ -28,7 +28,8 @@ def list_runs(
     output: Output = Format.TABLE,
 ) -> None:
     """The latest runs, newest first."""
-    store = open_store(data_dir)
+    with open_store(data_dir) as store:
+        lines = store.list_runs(limit)
     rows = [
         {
             "run": line.number,
@@ -39,9 +40,8 @@ def list_runs(
             "operator": line.operator,
             "headline": line.headline,
         }
-        for line in store.list_runs(limit)
+        for line in lines
     ]
-    store.close()
     show(rows, ("run", "name", "verdict", "started", "operator"), output, "run")
 
 
@@ -75,10 +75,8 @@ def report(
 
 
 def _load(data_dir: Path, number: int) -> dict[str, Any]:
-    store = open_store(data_dir)
-    try:
-        return store.load_document(number)
-    except StoreError as error:
-        fail(ExitCode.USAGE, "no-run", str(error))
-    finally:
-        store.close()
+    with open_store(data_dir) as store:
+        try:
+            return store.load_document(number)
+        except RunUnknown as error:
+            fail(ExitCode.USAGE, "no-run", str(error))

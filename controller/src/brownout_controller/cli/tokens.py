@@ -20,10 +20,9 @@ def create(
     output: Output = Format.TABLE,
 ) -> None:
     """A token that is good once, and the line to type on the host."""
-    store = open_store(data_dir)
-    token = store.create_token(ttl)
+    with open_store(data_dir) as store:
+        token = store.create_token(ttl)
     pin = open_authority(data_dir).pin
-    store.close()
     join = f"brownout-agent join --controller HOST:PORT --token {token} --ca-pin {pin}"
     if output is Format.TABLE:
         print(join)

@@ -163,13 +163,16 @@ class Fleet:
         """The hosts with a stream, by name."""
         return [host for _, host in sorted(self.hosts.items()) if host.connected]
 
-    async def wait_for(self, count: int, timeout_s: float) -> bool:
-        """Wait until so many hosts are connected and their clocks measured; False when time is up."""
+    async def wait_for(self, count: int, timeout_s: float, *, with_injector: bool = False) -> bool:
+        """Wait until so many hosts are connected and their clocks measured; False when time is up.
+
+        `with_injector` counts only hosts that can inject: one that only probes needs no injector.
+        """
         changed = asyncio.Event()
         forget = self.listen(lambda _: changed.set())
         try:
             async with asyncio.timeout(timeout_s):
-                while sum(self._is_ready(host) for host in self.connected) < count:
+                while sum(self._is_ready(host, with_injector) for host in self.connected) < count:
                     changed.clear()
                     await changed.wait()
         except TimeoutError:
@@ -179,5 +182,7 @@ class Fleet:
         return True
 
     @staticmethod
-    def _is_ready(host: HostState) -> bool:
-        return host.clock.best(time.monotonic_ns()) is not None
+    def _is_ready(host: HostState, with_injector: bool) -> bool:
+        measured = host.clock.best(time.monotonic_ns()) is not None
+        can_inject = bool(host.able) and host.hello.injector_attached
+        return measured and (can_inject or not with_injector)

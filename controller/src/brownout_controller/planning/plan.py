@@ -76,6 +76,21 @@ class Plan:
     observers: tuple[PlannedObserver, ...]
 
     @property
+    def expected_ms(self) -> float:
+        """How long a run takes in which every fault goes its full time."""
+        ends_ms: dict[str, float] = {}
+
+        def end_of(fault: PlannedFault) -> float:
+            if fault.name not in ends_ms:
+                first = next((other for other in self.faults if other.name == fault.after), None)
+                begin_ms = fault.at_ms if first is None else end_of(first) + fault.wait_ms
+                ends_ms[fault.name] = begin_ms + fault.for_ms
+            return ends_ms[fault.name]
+
+        around = self.experiment.steady_state
+        return around.before_ms + max(map(end_of, self.faults), default=0.0) + around.after_ms
+
+    @property
     def digest(self) -> str:
         """SHA-256 over what will be done: the experiment's text, the seed, the hosts and where each thing runs."""
         done = {

@@ -67,6 +67,8 @@ class Instance:
     """When it must be over even by the slowest of its own limits, as long as its host speaks."""
     give_up_ns: int
     """When it is called unknown if nothing more is heard; `latest_ns`, or sooner once its host is silent."""
+    active_ns: int | None = None
+    """When it was first heard to be active."""
     stop_reason: str = ""
     """Why it is to stop; said again whenever its host comes back."""
 
@@ -262,6 +264,8 @@ class RunMachine:
         if instance is None or instance.state in _FINAL or _RANK[event.state] < _RANK[instance.state]:
             return []
         instance.state = event.state
+        if event.state is State.ACTIVE and instance.active_ns is None:
+            instance.active_ns = event.now_ns
         if not instance.stop_reason:
             instance.give_up_ns = instance.latest_ns  # it was heard of: its host is not silent any more
         return []

@@ -28,6 +28,10 @@ class StoreError(Exception):
     """The store cannot be used; the text says why and what to do."""
 
 
+class RunUnknown(Exception):
+    """There is no such run, or no record of it; the text says which."""
+
+
 class TokenRefused(Exception):
     """The token is unknown, used or too old; which of them is not said to the one who shows it."""
 
@@ -184,14 +188,14 @@ class Store:
         """A finished run's document.
 
         Raises:
-            StoreError: no such run, or it never finished.
+            RunUnknown: no such run, or it never finished.
         """
         with self._engine.connect() as connection:
             row = connection.execute(select(schema.runs.c.document).where(schema.runs.c.number == number)).first()
         if row is None:
-            raise StoreError(f"there is no run {number}; next: brownout runs list")
+            raise RunUnknown(f"there is no run {number}; next: brownout runs list")
         if row[0] is None:
-            raise StoreError(f"run {number} has no record: it is running, or its controller died before the end")
+            raise RunUnknown(f"run {number} has no record: it is running, or its controller died before the end")
         document: dict[str, Any] = json.loads(zlib.decompress(row[0]))
         return document
 
