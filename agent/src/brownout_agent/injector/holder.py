@@ -15,10 +15,10 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
@@ -33,7 +33,7 @@ KERNEL_MARGIN_S = 0.5
 READY_TIMEOUT_S = 20.0
 END_TIMEOUT_S = 5.0
 _STDERR_KEPT = 2_000
-_LAST_WORDS_WITHIN_S = 1.0
+_READY_BYTES_MAX = 2**16
 
 
 class HolderFailed(Exception):
@@ -41,11 +41,10 @@ class HolderFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Death:
-    """How a holder ended, for people; `time_was_up` when its own timer did it."""
-
+class _Death:
+    code: int
+    """As subprocess has it: negative for a signal."""
     words: str
-    time_was_up: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +56,15 @@ class Ready:
 
 
 class Holder:
-    """The injector's end of one holder process."""
+    """The injector's end of one holder process.
 
-    def __init__(self, process: asyncio.subprocess.Process, key: ProcessKey) -> None:
+    Its pipes are read in threads: asyncio takes a process for alive as long as anybody keeps one of them open.
+    """
+
+    def __init__(self, process: "subprocess.Popen[bytes]", key: ProcessKey) -> None:
         self._process = process
         self._children: tuple[ProcessKey, ...] = ()
+        self._death = in_thread(partial(_see_die, process))
         self.key = key
 
     @classmethod
@@ -72,16 +75,15 @@ class Holder:
             HolderFailed: it could not be started.
         """
         argv = [sys.executable, "-I", "-m", __name__, kind, fault_id, str(os.getpid())]
-        pipe = asyncio.subprocess.PIPE
+        pipe = subprocess.PIPE
         try:
-            process = await asyncio.create_subprocess_exec(
-                *argv, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+            process = subprocess.Popen(  # noqa: ASYNC220 - it must be this thread, and takes milliseconds
+                argv, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
             )
         except OSError as error:
             raise HolderFailed(f"cannot start {argv}: {error}") from error
         key = key_of(process.pid)
-        if key is None:
-            raise HolderFailed(f"{argv} ended at once: {await _last_words(process)}")
+        assert key is not None, "an unreaped child has an entry in /proc"
         return cls(process, key)
 
     async def go(self, parameters: dict[str, Any], facts: Facts, duration_s: float) -> Ready:
@@ -91,23 +93,17 @@ class Holder:
             HolderFailed: it is not in effect, and the holder is dead.
         """
         order = {"parameters": parameters, "facts": facts, "duration_s": duration_s}
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         try:
-            self._process.stdin.write(json.dumps(order).encode() + b"\n")
-            await self._process.stdin.drain()
             async with asyncio.timeout(READY_TIMEOUT_S):
-                line = await self._process.stdout.readline()
-        except (BrokenPipeError, ConnectionResetError):
-            line = b""
-        except ValueError:  # no end of line within the reader's limit
-            line = b"more than it may"
+                line = await asyncio.wrap_future(in_thread(partial(_ask, self._process, order)))
         except TimeoutError:
             await self.end()
             raise HolderFailed(f"the fault was not in effect after {READY_TIMEOUT_S:g} s") from None
+        except (OSError, ValueError):  # its pipes are closed
+            line = b""
         if not line:
-            await self.end()
-            raise HolderFailed(await _last_words(self._process))
+            left = await self.end()
+            raise HolderFailed("the holder closed its pipe and lives on" if left else await self.died())
         try:
             said = json.loads(line)
             ready = Ready(dict(said["facts"]), tuple(ProcessKey.from_json(pair) for pair in said["children"]))
@@ -122,30 +118,45 @@ class Holder:
         """The holder and all that it made."""
         return (self.key, *self._children)
 
-    async def died(self) -> Death:
+    async def died(self) -> str:
         """Wait until the holder is dead; returns how, with its last words."""
-        code = await self._process.wait()
-        return Death(await _last_words(self._process), time_was_up=code == -signal.SIGALRM)
+        return (await asyncio.wrap_future(self._death)).words
+
+    @property
+    def ended_by_timer(self) -> bool:
+        """Whether the holder is dead and the kernel's timer did it: its time was up."""
+        return self._death.done() and self._death.result().code == -signal.SIGALRM
 
     async def end(self) -> list[ProcessKey]:
         """Kill the holder and what it made; returns what still lives after END_TIMEOUT_S, which should be nothing."""
         left = await asyncio.wrap_future(in_thread(partial(end_by_key, self.keys)))
         if self.key not in left:
-            await self._process.wait()
+            await self.died()
         return left
 
 
-async def _last_words(process: asyncio.subprocess.Process) -> str:
+def _ask(process: "subprocess.Popen[bytes]", order: dict[str, Any]) -> bytes:
+    """Give the order, and read one line; empty when there will be none."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(order).encode() + b"\n")
+    return process.stdout.readline(_READY_BYTES_MAX)
+
+
+def _see_die(process: "subprocess.Popen[bytes]") -> _Death:
+    """Wait for the process's end and close its pipes, without waiting for others that may keep them open."""
     assert process.stderr is not None
-    code = await process.wait()
+    code = process.wait()
+    os.set_blocking(process.stderr.fileno(), False)
     raw = b""
-    with suppress(TimeoutError):  # what it started may keep the pipe open
-        async with asyncio.timeout(_LAST_WORDS_WITHIN_S):
-            while chunk := await process.stderr.read(_STDERR_KEPT):
-                raw = (raw + chunk)[-_STDERR_KEPT:]
+    while chunk := process.stderr.read(_STDERR_KEPT):
+        raw = (raw + chunk)[-_STDERR_KEPT:]
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
     words = raw.decode(errors="replace").strip()
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return f"{words} ({how})" if words else f"the holder ended with {how}"
+    return _Death(code, f"{words} ({how})" if words else f"the holder ended with {how}")
 
 
 def end_by_key(keys: Iterable[ProcessKey]) -> list[ProcessKey]:

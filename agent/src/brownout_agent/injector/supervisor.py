@@ -14,7 +14,7 @@ from typing import Any
 from brownout_agent.faults.contract import Effect, Fault, FaultParameters, Host, Record, Refusal
 from brownout_agent.injector import lifecycle
 from brownout_agent.injector.admission import Order, check_id, check_order, prepare
-from brownout_agent.injector.holder import Holder, HolderFailed, Ready
+from brownout_agent.injector.holder import END_TIMEOUT_S, Holder, HolderFailed, Ready
 from brownout_agent.injector.journal import FINISHED, Entry, Journal, JournalError, Mark
 from brownout_agent.injector.lifecycle import Cause
 from brownout_agent.injector.measuring import Readings
@@ -283,13 +283,13 @@ class Supervisor:
             return
         live.facts = {**live.facts, **ready.facts}
         self._feed(live, lifecycle.Applied())
-        death = await live.holder.died()
-        # The kernel's timer comes second only where the injector was kept from its own.
-        self._feed(live, lifecycle.End(Cause.DURATION) if death.time_was_up else lifecycle.HolderDied(death.words))
+        words = await live.holder.died()
+        # The kernel's timer comes first only where the injector was kept from its own.
+        self._feed(live, lifecycle.End(Cause.DURATION) if live.holder.ended_by_timer else lifecycle.HolderDied(words))
 
     async def _tell_when_read(self, live: _Live, reading: Future[None]) -> None:
-        await asyncio.wrap_future(reading)
-        if live.state is Mark.ACTIVE:
+        done, _ = await asyncio.wait({asyncio.wrap_future(reading)}, timeout=MEASURE_EVERY_S)
+        if done and live.state is Mark.ACTIVE:
             self._tell(self._status(live))
 
     def _undo(self, live: _Live) -> None:
@@ -303,6 +303,9 @@ class Supervisor:
         if done:
             live.undo = None
             residue = undo.result()
+            # A holder that was being started or was being told to go when the end came is ended there.
+            if others := live.tasks - {asyncio.current_task()}:
+                await asyncio.wait(others, timeout=END_TIMEOUT_S)
             residue += outlived(await live.holder.end()) if live.holder is not None and not residue else []
         else:
             residue = [f"undo of {live.fault.kind} has not come back after {UNDO_TIMEOUT_S:g} s"]
