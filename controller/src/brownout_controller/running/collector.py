@@ -71,6 +71,8 @@ class Collector:
         }
         self._drafts: dict[str, _Draft] = {}
         self._changes: set[tuple[str, int, str]] = set()
+        self.heard: set[str] = set()
+        """Probes and watchers that have said a first word, by id."""
         self.events: list[Event] = []
 
     # ---- taking in -----------------------------------------------------------------------------------------------
@@ -80,6 +82,7 @@ class Collector:
         column = self._columns.get(observer_id)
         if column is None or (samples and all(sample.sent_ns in column.rows for sample in samples)):
             return
+        self.heard.add(observer_id)
         column.missed += missed
         column.clock_error_ns = max(column.clock_error_ns, clock.error_ns if clock else 0)
         for sample in samples:
@@ -91,6 +94,7 @@ class Collector:
         if key in self._changes:
             return None
         self._changes.add(key)
+        self.heard.add(observer.observer_id)
         at_ns = self._on_line(change.at_ns, clock)
         return self.event(
             EventKind.WATCH_CHANGED,

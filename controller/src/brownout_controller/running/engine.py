@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.05
 GUARD_EVERY_NS = 250_000_000
+FIRST_WORD_WITHIN_NS = 5 * 10**9
+"""After the time before the first fault: samples of a host come in batches, a second and more after they were taken."""
 LAST_SAMPLES_TIMEOUT_S = 5.0
 _FAILING_NOW = 3
 """So many failures in a row, at the end of the time before the first fault, are no steady state."""
@@ -82,6 +84,7 @@ class Engine:
         self._observing: dict[str, PlannedObserver] = {}
         self._blind: dict[str, str] = {}
         """Why a probe or watcher cannot observe, by its id."""
+        self._judge_by_ns: int | None = None
         self._ending = False
         self._local: list[asyncio.Task[None]] = []
         self._ended_observers = asyncio.Event()
@@ -121,6 +124,7 @@ class Engine:
         try:
             self._check_guards()
             self._feed(machine.Tick(self.timeline.now()))
+            self._judge_steady()
         except Exception as error:
             # A run that cannot be guarded or steered must not go on; it is still seen through to its undo.
             log.exception("an error of the controller stops the run")
@@ -131,7 +135,7 @@ class Engine:
         for instruction in self.machine.handle(event):
             match instruction:
                 case machine.JudgeSteady():
-                    self._feed(machine.SteadyJudged(self.timeline.now(), self._unsteady()))
+                    self._judge_by_ns = self.timeline.now() + FIRST_WORD_WITHIN_NS
                 case machine.ChooseHosts(fault):
                     self._choose(fault.name)
                 case machine.Inject(instance):
@@ -180,13 +184,24 @@ class Engine:
         state.session.send(message)
         return True
 
-    def _unsteady(self) -> tuple[str, ...]:
+    def _judge_steady(self) -> None:
+        """Judge as soon as every probe and watcher has said a first word, or has had its time to."""
+        now_ns = self.timeline.now()
+        if self._judge_by_ns is None or self.machine.phase is not Phase.STEADYING:
+            return
+        mute = {one.observer_id for one in self._plan.observers} - self.collector.heard - self._blind.keys()
+        if not mute or now_ns >= self._judge_by_ns:
+            self._judge_by_ns = None
+            self._feed(machine.SteadyJudged(now_ns, self._unsteady(mute)))
+
+    def _unsteady(self, mute: Set[str]) -> tuple[str, ...]:
         """Why the first fault must not start: who cannot observe, what is missed already, or a probe that fails now."""
         record = self._record()
+        why = {**self._blind, **dict.fromkeys(mute, "nothing was heard of it")}
         blind = [
-            f"{observer.name} from {observer.vantage} cannot observe: {self._blind[observer.observer_id]}"
+            f"{observer.name} from {observer.vantage} cannot observe: {why[observer.observer_id]}"
             for observer in self._plan.observers
-            if observer.observer_id in self._blind
+            if observer.observer_id in why
         ]
         reasons = [
             f"{result.name}: {result.text}: {result.evidence}"
@@ -196,9 +211,8 @@ class Engine:
         expected = {name for name, _ in record.expectations}
         for series in record.series:
             latest = series.ok[-_FAILING_NOW:]
-            if series.probe in expected and not any(latest):
-                what = series.outcome[-1] if series.outcome else "no answer at all"
-                reasons.append(f"{series.probe} from {series.vantage.name} fails now: {what}")
+            if series.probe in expected and latest and not any(latest):
+                reasons.append(f"{series.probe} from {series.vantage.name} fails now: {series.outcome[-1]}")
         return tuple(dict.fromkeys(blind + reasons))
 
     def _check_guards(self) -> None:
