@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 import os
+import resource
+import shutil
 import signal
+import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,8 +14,10 @@ from pathlib import Path
 
 import pytest
 from brownout_agent.frames import FRAME_BYTES_MAX, frame, read_frame, to_value
-from brownout_agent.injector.journal import Journal
-from brownout_agent.kernel.processes import all_pids
+from brownout_agent.injector.holder import KERNEL_MARGIN_S
+from brownout_agent.injector.journal import Journal, decode
+from brownout_agent.injector.main import EXIT_NOT_CLEAN
+from brownout_agent.kernel.processes import all_pids, read_stat
 from brownout_protos.v1 import fault_pb2, injector_pb2
 
 BIN = Path(sys.executable).parent
@@ -54,9 +59,10 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def injector(folder: Path, *options: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def injector(folder: Path, *options: str, embedded: bool = True) -> AsyncIterator[asyncio.subprocess.Process]:
     socket = folder / "s.sock"
-    argv = [BIN / "brownout-injector", "serve", "--embedded", "--socket", socket, "--state-dir", folder / "state"]
+    argv = [BIN / "brownout-injector", "serve", "--socket", socket, "--state-dir", folder / "state"]
+    argv += ["--embedded"] if embedded else []
     with (folder / "injector.log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(*argv, *options, stderr=log)
     try:
@@ -302,6 +308,187 @@ def test_a_killed_watchdog_is_replaced(tmp_path: Path) -> None:
                     await asyncio.sleep(0.02)
 
     story(told, tmp_path)
+
+
+def test_a_second_injector_takes_neither_the_socket_nor_the_journal_of_a_living_one(tmp_path: Path) -> None:
+    async def told(folder: Path) -> None:
+        async with injector(folder):
+            client, fault_id = await connect(folder), new_id()
+            client.inject(fault_id)
+            await client.state(fault_pb2.ACTIVE)
+            argv = (BIN / "brownout-injector", "serve", "--embedded", "--socket", folder / "s.sock", "--state-dir")
+            other = await asyncio.create_subprocess_exec(*argv, folder / "other", stderr=asyncio.subprocess.PIPE)
+            _, words = await other.communicate()
+            assert other.returncode == 1
+            assert b"another injector listens there" in words
+            same = await asyncio.create_subprocess_exec(*argv, folder / "state")
+            async with asyncio.timeout(20):
+                while not has_open(same.pid, folder / "state/lock"):
+                    await asyncio.sleep(0.01)
+            again = await connect(folder)
+            again.send(inspect=injector_pb2.Inspect())
+            inspection = (await again.until(lambda message: message.HasField("inspection"))).inspection
+            assert [fault.fault_id for fault in inspection.faults] == [fault_id]
+            same.kill()
+            await same.wait()
+            assert holders(fault_id)
+            again.send(stop=fault_pb2.Stop(fault_id=fault_id))
+            await again.state(fault_pb2.CLEAN)
+
+    story(told, tmp_path)
+
+
+def test_what_is_no_socket_of_ours_is_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "s.sock").write_text("precious")
+    argv = [BIN / "brownout-injector", "serve", "--embedded", "--socket", tmp_path / "s.sock"]
+    done = subprocess.run([*argv, "--state-dir", tmp_path / "state"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "is not a socket" in done.stderr
+    assert (tmp_path / "s.sock").read_text() == "precious"
+
+
+def test_a_frozen_injector_keeps_no_fault_past_its_time_and_calls_it_so_when_it_thaws(tmp_path: Path) -> None:
+    async def told(folder: Path) -> None:
+        async with injector(folder) as process:
+            client, fault_id = await connect(folder), new_id()
+            client.inject(fault_id, duration_ms=1_500)
+            await client.state(fault_pb2.ACTIVE)
+            process.send_signal(signal.SIGSTOP)
+            try:
+                async with asyncio.timeout(1.5 + KERNEL_MARGIN_S + 1):
+                    while holds(fault_id):
+                        await asyncio.sleep(0.01)
+            finally:
+                process.send_signal(signal.SIGCONT)
+            assert (await client.state(fault_pb2.CLEAN)).end_cause == fault_pb2.DURATION
+
+    story(told, tmp_path)
+
+
+def test_a_client_that_reads_nothing_is_dropped_and_harms_nobody(tmp_path: Path) -> None:
+    async def told(folder: Path) -> None:
+        async with injector(folder) as process:
+            deaf, fault_id = await connect(folder), new_id()
+            deaf.inject(fault_id)
+            before = resident_bytes(process.pid)
+            for _ in range(20_000):
+                deaf.send(stop=fault_pb2.Stop(fault_id="never-heard-of"))
+            async with asyncio.timeout(30):
+                while not holders(fault_id):
+                    await asyncio.sleep(0.01)
+            again = await connect(folder)
+            again.send(stop=fault_pb2.Stop(fault_id=fault_id))
+            await again.state(fault_pb2.CLEAN)
+            assert resident_bytes(process.pid) - before < 30 * 2**20
+
+    story(told, tmp_path)
+
+
+def test_a_client_that_never_introduces_itself_is_under_the_policy_all_the_same(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        'version: 1\nenvironment: staging\nfaults: {"*": {allow: true}}\nprotect_processes: [python, python3]\n'
+    )
+    policy.chmod(0o600)
+
+    async def told(folder: Path) -> None:
+        tag = f"victim-{new_id()}"
+        victim = await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(60)", tag)
+        comm = Path(f"/proc/{victim.pid}/comm").read_text().strip()
+        assert comm in {"python", "python3"}
+        try:
+            async with injector(folder, "--policy", str(policy), embedded=False):
+                client = Client(*await asyncio.open_unix_connection(folder / "s.sock"))
+                _clients.append(client)
+                client.inject(new_id(), kind="process.pause", parameters={"command": to_value(tag)})
+                reply = await client.reply()
+                assert reply.outcome == REFUSED, reply
+        finally:
+            victim.kill()
+            await victim.wait()
+
+    story(told, tmp_path)
+
+
+def test_a_hundred_sigterms_are_as_good_as_one(tmp_path: Path) -> None:
+    async def told(folder: Path) -> None:
+        async with injector(folder) as process:
+            client = await connect(folder)
+            ids = [new_id() for _ in range(3)]
+            for fault_id in ids:
+                client.inject(fault_id)
+            for _ in ids:
+                await client.state(fault_pb2.ACTIVE)
+            ended = asyncio.create_task(process.wait())
+            while not ended.done():
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
+                await asyncio.sleep(0.005)
+            assert ended.result() == 0
+            assert [pid for fault_id in ids for pid in holders(fault_id)] == []
+        journal = Journal(folder / "state", wait_s=10)
+        assert journal.unfinished == []
+        journal.close()
+
+    story(told, tmp_path)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: starts a program again as it ran")
+def test_what_the_injector_could_not_undo_before_its_end_its_watchdog_undoes(tmp_path: Path) -> None:
+    program = tmp_path / "sleeper"
+    shutil.copy("/bin/sleep", program)
+
+    async def told(folder: Path) -> None:
+        victim = await asyncio.create_subprocess_exec(program, "3600", start_new_session=True)
+        try:
+            async with injector(folder) as process:
+                client, fault_id = await connect(folder), new_id()
+                parameters = {"command": to_value(str(program)), "restart": to_value(True)}
+                client.inject(fault_id, kind="process.kill", parameters=parameters)
+                await client.state(fault_pb2.ACTIVE)
+                program.rename(folder / "away")
+                process.terminate()
+                assert await process.wait() == EXIT_NOT_CLEAN
+            assert [entry.fault_id for entry in decode((folder / "state/journal").read_bytes()).entries.values()]
+            (folder / "away").rename(program)
+            async with asyncio.timeout(30):
+                while not running(program):
+                    await asyncio.sleep(0.05)
+            journal = Journal(folder / "state", wait_s=10)
+            assert journal.unfinished == []
+            journal.close()
+        finally:
+            await victim.wait()
+            for pid in running(program):
+                os.kill(pid, signal.SIGKILL)
+
+    story(told, tmp_path)
+
+
+def has_open(pid: int, path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return any(entry.readlink() == path for entry in Path(f"/proc/{pid}/fd").iterdir())
+    return False
+
+
+def running(program: Path) -> list[int]:
+    """Pids that run this very file."""
+    found = []
+    for pid in all_pids():
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/exe").readlink() == program:
+                found.append(pid)
+    return found
+
+
+def holds(fault_id: str) -> bool:
+    """Whether a living process holds this fault; a zombie that a frozen parent has not collected does not."""
+    return any((stat := read_stat(pid)) is not None and stat.state not in "ZX" for pid in holders(fault_id))
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def test_everything_ends_when_the_parent_of_one_machine_mode_dies(tmp_path: Path) -> None:

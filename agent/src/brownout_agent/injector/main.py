@@ -28,6 +28,7 @@ DEFAULT_POLICY = Path("/etc/brownout/policy.yaml")
 EXIT_NOT_CLEAN = 13
 REAPER_DONE_WITHIN_S = 20.0
 """The watchdog of an injector that was killed may be at work in the same journal."""
+_STOPS = (signal.SIGTERM, signal.SIGINT)
 
 log = logging.getLogger("brownout-injector")
 
@@ -46,7 +47,7 @@ async def serve(socket: Path, state: Path, policy: Policy, agent_uid: int) -> in
     door.supervisor = supervisor = Supervisor(journal, policy, door.tell)
     door.watchdog = watchdog
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOPS:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     server = await door.open(socket)
     log.info("serving on %s under %s", socket, policy.why)
@@ -60,6 +61,9 @@ async def serve(socket: Path, state: Path, policy: Policy, agent_uid: int) -> in
     server.close()
     socket.unlink(missing_ok=True)
     journal.close()
+    for number in _STOPS:  # one more must not change the exit code
+        asyncio.get_running_loop().remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
     return 0 if clean else EXIT_NOT_CLEAN
 
 
