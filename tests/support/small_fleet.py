@@ -118,14 +118,12 @@ class SmallFleet:
 
     def cut(self) -> None:
         """Drop everything between agents and controller, both ways, without a word to either."""
-        rules = (
-            "table inet cable { chain through { type filter hook input priority 0; "
-            "tcp dport 7700 drop; tcp sport 7700 drop; } }"
-        )
+        ports = "tcp dport 7700 drop; tcp sport 7700 drop"
+        rules = f"table inet cable {{ chain through {{ type filter hook input priority 0; {ports}; }}; }}\n"
         self._nft(rules)
 
     def heal(self) -> None:
-        self._nft("delete table inet cable")
+        self._nft("delete table inet cable\n")
 
     def processes(self) -> list[int]:
         """Every pid in this namespace."""

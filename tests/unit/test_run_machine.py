@@ -2,19 +2,27 @@
 
 import uuid
 
+import pytest
 from brownout_controller.language import parse_experiment
 from brownout_controller.planning.fleet_view import HostView
 from brownout_controller.planning.plan import make_plan
 from brownout_controller.running.machine import (
     GIVE_UP_AFTER_NS,
+    NO_HOST,
+    AnswerLost,
+    ChooseHosts,
     End,
     FaultSaid,
+    HostBack,
+    HostsChosen,
     HostSilent,
     Inject,
     Instruction,
     JudgeSteady,
+    LeaveOut,
     Phase,
     RunMachine,
+    Say,
     State,
     SteadyJudged,
     Stop,
@@ -44,9 +52,13 @@ def injected(instructions: list[Instruction]) -> list[str]:
     return [instruction.instance.fault_id for instruction in instructions if isinstance(instruction, Inject)]
 
 
-def begun() -> tuple[RunMachine, str]:
+def stopped(instructions: list[Instruction]) -> list[str]:
+    return [instruction.instance.fault_id for instruction in instructions if isinstance(instruction, Stop)]
+
+
+def begun(*, long: bool = False) -> tuple[RunMachine, str]:
     """A run whose first fault has just been ordered, and that fault's id."""
-    run = machine()
+    run = machine(TWO_FAULTS.replace("for: 5s", "for: 10m") if long else TWO_FAULTS)
     assert run.handle(Tick(2 * S)) == [JudgeSteady()]
     (fault_id,) = injected(run.handle(SteadyJudged(2 * S, ())))
     return run, fault_id
@@ -151,3 +163,79 @@ def test_fault_ids_are_made_from_the_run_and_are_the_same_for_the_same_run() -> 
     other = RunMachine(machine().plan, str(uuid.UUID(int=8)), 0)
     other.handle(Tick(2 * S))
     assert injected(other.handle(SteadyJudged(2 * S, ()))) != [begun()[1]]
+
+
+def test_a_host_that_was_silent_for_a_moment_is_not_given_up_later() -> None:
+    run, first = begun(long=True)
+    run.handle(FaultSaid(3 * S, first, State.ACTIVE))
+    run.handle(HostSilent(10 * S, "app-1"))
+    run.handle(FaultSaid(12 * S, first, State.ACTIVE))
+    run.handle(Tick(10 * S + 2 * GIVE_UP_AFTER_NS))
+    assert run.instances[first].state is State.ACTIVE
+
+
+def test_words_that_come_late_never_turn_a_fault_back() -> None:
+    run, first = begun()
+    run.handle(FaultSaid(3 * S, first, State.UNDOING))
+    run.handle(FaultSaid(4 * S, first, State.ACTIVE))
+    assert run.instances[first].state is State.UNDOING
+
+
+def test_an_indefinite_answer_leads_to_one_stop_and_to_another_when_the_host_is_back() -> None:
+    run, first = begun()
+    assert stopped(run.handle(AnswerLost(3 * S, first, "the injector closed the connection"))) == [first]
+    assert stopped(run.handle(AnswerLost(4 * S, first, "it does not answer"))) == []
+    assert stopped(run.handle(HostBack(5 * S, "app-2"))) == []
+    assert stopped(run.handle(HostBack(6 * S, "app-1"))) == [first]
+    run.handle(FaultSaid(7 * S, first, State.CLEAN))
+    assert stopped(run.handle(HostBack(8 * S, "app-1"))) == []
+
+
+def test_a_host_that_comes_back_is_not_told_to_stop_what_may_go_on() -> None:
+    run, first = begun()
+    run.handle(FaultSaid(3 * S, first, State.ACTIVE))
+    run.handle(HostSilent(4 * S, "app-1"))
+    assert stopped(run.handle(HostBack(5 * S, "app-1"))) == []
+
+
+def test_a_fault_that_is_given_up_is_told_to_stop_all_the_same() -> None:
+    run, first = begun()
+    run.handle(HostSilent(4 * S, "app-1"))
+    assert first in stopped(run.handle(Tick(4 * S + GIVE_UP_AFTER_NS)))
+
+
+@pytest.mark.parametrize("state", [State.RESIDUE, State.UNKNOWN])
+def test_no_further_fault_begins_while_an_undo_is_not_confirmed(state: State) -> None:
+    run, first = begun()
+    instructions = run.handle(FaultSaid(8 * S, first, state))
+    assert injected(instructions + run.handle(Tick(60 * S))) == []
+    assert run.phase is Phase.ENDED
+    assert run.stopped_by == "error"
+    assert "the undo of first on app-1 is not confirmed" in run.stop_reason
+
+
+def test_a_fault_that_nobody_can_take_when_it_is_due_is_left_out_and_told() -> None:
+    run, (left_out,) = chosen_at_injection("fail")
+    assert isinstance(left_out, LeaveOut)
+    assert (left_out.instance.host, left_out.instance.state) == (NO_HOST, State.REFUSED)
+    assert run.phase is Phase.SETTLING
+
+
+def test_a_fault_that_may_be_skipped_is_no_failure() -> None:
+    run, (said,) = chosen_at_injection("skip")
+    assert isinstance(said, Say)
+    assert "if_none is skip" in said.message
+    assert run.instances == {}
+
+
+def chosen_at_injection(if_none: str) -> tuple[RunMachine, list[Instruction]]:
+    """A run whose one target matches nobody when its fault is due, and what is to be done then."""
+    run = machine(f"""
+version: 1
+name: moved
+targets: {{app: {{selector: "host=app-1", resolve: at_injection, if_none: {if_none}}}}}
+faults: [{{name: one, inject: cpu.load, target: app, with: {{percent: 50}}, for: 5s}}]
+""")
+    run.handle(Tick(60 * S))
+    (choose,) = (one for one in run.handle(SteadyJudged(60 * S, ())) if isinstance(one, ChooseHosts))
+    return run, run.handle(HostsChosen(60 * S, choose.fault.name, ()))
