@@ -5,14 +5,15 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc
 import pytest
-from brownout_agent.agent.identity import SERVER_NAME, JoinError, Membership, new_request
+from brownout_agent.agent.identity import SERVER_NAME, JoinError, Membership, load, new_request
 from brownout_agent.agent.joining import join
 from brownout_agent.kernel.clock import boottime_ns
+from brownout_controller.fleet import server
 from brownout_controller.fleet.authority import Authority
 from brownout_controller.serving import Controller, open_authority, serve_fleet
 from brownout_controller.store.store import Store
@@ -182,3 +183,107 @@ async def _greet(serving: Controller, key: bytes, certificate: bytes) -> None:
         await call.write(fleet_pb2.AgentMessage(hello=fleet_pb2.Hello(host="evil")))
         await call.read()
         raise AssertionError("it was let in")
+
+
+def test_two_agents_with_one_name_are_told_so_and_the_first_one_stays(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with controller(tmp_path / "c") as serving:
+            first, second = await joined(serving, tmp_path / "a"), await joined(serving, tmp_path / "b")
+            async with agent(first):
+                assert await serving.fleet.wait_for(1, 15)
+                async with agent(second):
+                    await _said(second, "another agent is connected as `app-1`; give each host its own --name")
+                assert [host.agent_id for host in serving.fleet.connected] == [_agent_id(first)]
+                assert "another agent" in serving.fleet.turned_away["app-1"]
+
+    asyncio.run(story())
+
+
+def test_an_agent_of_another_version_is_told_which_two_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "__version__", "9.9.9")
+
+    async def story() -> None:
+        async with controller(tmp_path / "c") as serving, agent(await joined(serving, tmp_path / "a")):
+            await _said(tmp_path / "a", "and controller 9.9.9 differ; upgrade")
+            assert serving.fleet.connected == []
+
+    asyncio.run(story())
+
+
+def test_a_host_cannot_be_called_controller(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with controller(tmp_path / "c") as serving:
+            async with agent(await joined(serving, tmp_path / "a", "controller")):
+                await _said(tmp_path / "a", "`controller` means the controller itself")
+            assert serving.fleet.connected == []
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("greets", [True, False])
+def test_a_controller_that_ends_leaves_no_traceback_whoever_is_connected(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], greets: bool
+) -> None:
+    async def story() -> None:
+        async with controller(tmp_path / "c") as serving:
+            identity = load(await joined(serving, tmp_path / "a"))
+            credentials = grpc.ssl_channel_credentials(
+                identity.authority_pem, identity.key_pem, identity.certificate_pem
+            )
+            options = (("grpc.ssl_target_name_override", SERVER_NAME),)
+            channel = grpc.aio.secure_channel(f"127.0.0.1:{serving.port}", credentials, options=options)
+            call = fleet_pb2_grpc.FleetStub(channel).Session()
+            if greets:
+                hello = fleet_pb2.Hello(host="app-1", version=server.__version__)
+                await call.write(fleet_pb2.AgentMessage(hello=hello))
+                await call.read()
+            else:
+                await asyncio.wait_for(channel.channel_ready(), 5)
+                await asyncio.sleep(0.2)  # a call without a message: nothing tells when the server has it
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 2, "nobody was waited for"
+        call.cancel()
+        await channel.close()
+
+    asyncio.run(story())
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_dead_injector_and_a_new_one_are_seen_in_the_fleet(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with controller(tmp_path / "c") as serving, agent(await joined(serving, tmp_path / "a")):
+            assert await serving.fleet.wait_for(1, 15)
+            (host,) = serving.fleet.connected
+            assert not host.hello.injector_attached
+            async with injector(tmp_path / "a" / "none.sock", tmp_path / "i"):
+                assert await serving.fleet.wait_for(1, 15, with_injector=True)
+                assert "cpu.load" in host.able
+            await _until(lambda: not host.hello.injector_attached)
+
+    asyncio.run(story())
+
+
+@contextlib.asynccontextmanager
+async def injector(socket: Path, state: Path) -> AsyncIterator[None]:
+    argv = [BIN / "brownout-injector", "serve", "--embedded", "--socket", socket, "--state-dir", state]
+    process = await asyncio.create_subprocess_exec(*argv, stderr=asyncio.subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def _said(folder: Path, text: str) -> None:
+    """Wait until the agent that lives in `folder` has logged this."""
+    await _until(lambda: text in (folder / "agent.log").read_text())
+
+
+async def _until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(15):
+        while not holds():
+            await asyncio.sleep(0.02)
+
+
+def _agent_id(folder: Path) -> str:
+    return load(folder).membership.agent_id

@@ -7,12 +7,14 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.disks import MIB, ext4
 from tests.support.services import app_server, free_port
 
 BIN = Path(sys.executable).parent
@@ -258,3 +260,149 @@ def _python_server() -> Iterator[tuple[int, str]]:
     finally:
         process.kill()
         process.communicate()
+
+
+@root_only
+@pytest.mark.root
+def test_a_store_without_room_refuses_the_run_before_anything_is_injected(sandbox: Sandbox, web: str) -> None:
+    path = sandbox.write(experiment(web, SPIN % "3s"))
+    with ext4(sandbox.folder, 4 * MIB) as disk:
+        _fill(disk)
+        done = sandbox.run("run", path, "--label", "role=app", "--data-dir", disk)
+    assert done.returncode == 4, done.stderr
+    assert "error[store]: cannot keep runs in" in done.stderr
+    assert "--data-dir" in done.stderr
+    assert "ordered" not in done.stderr
+
+
+@root_only
+@pytest.mark.root
+def test_a_store_that_fills_up_in_mid_run_costs_the_record_and_not_the_report(sandbox: Sandbox, web: str) -> None:
+    path = sandbox.write(experiment(web, SPIN % "4s"))
+    with ext4(sandbox.folder, 4 * MIB) as disk:
+        process = sandbox.start("run", path, "--label", "role=app", "--data-dir", disk, "--report-dir", "reports")
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "ACTIVE" in line:
+                break
+        _fill(disk)
+        out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err, err
+    assert "HELD" in out
+    assert "1 of 1 fault undone and verified" in out
+    assert "the run's record is not kept" in err
+    assert process.returncode == 1, "held, but not kept: never a plain 0"
+    assert (sandbox.folder / "reports" / "brownout-1.html").exists()
+
+
+def test_a_report_that_has_no_place_refuses_the_run(sandbox: Sandbox, web: str) -> None:
+    path = sandbox.write(experiment(web, SPIN % "3s"))
+    done = sandbox.run("run", path, "--label", "role=app", "--report-dir", "/proc/nowhere")
+    assert done.returncode == 4
+    assert "reports cannot be written to /proc/nowhere" in done.stderr
+
+
+def test_a_second_ctrl_c_lets_go_and_never_says_that_all_is_undone(sandbox: Sandbox, web: str) -> None:
+    process = sandbox.start("run", sandbox.write(experiment(web, SPIN % "60s")), "--label", "role=app")
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "ACTIVE" in line:
+            break
+    _stop_injectors(process.pid)
+    process.send_signal(signal.SIGINT)
+    for line in process.stderr:
+        if "HALT" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    for line in process.stderr:
+        if "let go" in line:
+            break
+    _stop_injectors(process.pid, signal.SIGCONT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 13, out + err
+    assert "UNDO NOT CONFIRMED" in " ".join(out.split())
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "more", [{"NO_COLOR": "1"}, {"FORCE_COLOR": "1"}, {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}]
+)
+def test_without_a_terminal_progress_is_whole_lines_that_move_no_cursor(
+    sandbox: Sandbox, web: str, more: dict[str, str]
+) -> None:
+    sandbox.environment |= more
+    done = sandbox.run("run", sandbox.write(experiment(web, SPIN % "2s")), "--label", "role=app")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not re.search(r"\x1b\[\??\d*[A-HJKhl]", done.stderr), "a cursor was moved"
+    assert re.search(r"^\S+  ACTIVE  cpu-load on \S+$", done.stderr, re.MULTILINE), done.stderr
+    if "LC_ALL" in more:
+        assert (done.stdout + done.stderr).isascii()
+
+
+@pytest.mark.parametrize("term", ["xterm-256color", "dumb"])
+def test_on_a_terminal_the_status_goes_away_and_the_events_stay(sandbox: Sandbox, web: str, term: str) -> None:
+    path = sandbox.write(experiment(web, SPIN % "2s"))
+    shown = _on_a_terminal(sandbox, {"TERM": term}, "run", path, "--label", "role=app")
+    lines = _screen(shown)
+    assert sum("ACTIVE  cpu-load" in line for line in lines) == 1, "\n".join(lines)
+    assert not any("of about" in line for line in lines), "the status is gone at the end"
+    assert any("HELD" in line for line in lines)
+    assert ("of about" in shown) == (term != "dumb")
+    assert all(len(line) <= 80 for line in lines if "experiment.yaml" not in line)
+
+
+def _fill(disk: Path) -> None:
+    """Leave no room at all."""
+    with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 1024)
+
+
+def _stop_injectors(pid: int, number: int = signal.SIGSTOP) -> None:
+    """Signal the injector that `brownout run` has started: halted, it cannot undo what the test lets go of."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (entry / "cmdline").read_bytes()
+            if b"brownout_agent.injector.main\0serve" in line and f"--parent\0{pid}".encode() in line:
+                os.kill(int(entry.name), number)
+
+
+def _on_a_terminal(sandbox: Sandbox, more: dict[str, str], *argv: object) -> str:
+    """What a terminal of 80 columns and 24 lines was sent."""
+    ours, its = os.openpty()
+    termios.tcsetwinsize(its, (24, 80))
+    environment = {name: value for name, value in sandbox.environment.items() if name not in {"COLUMNS", "LINES"}}
+    process = subprocess.Popen(
+        [str(BIN / "brownout"), *map(str, argv)],
+        cwd=sandbox.folder, env={**environment, **more}, stdin=its, stdout=its, stderr=its,
+    )  # fmt: skip
+    os.close(its)
+    sent = b""
+    with contextlib.suppress(OSError):  # EIO: the program has closed the terminal
+        while chunk := os.read(ours, 65_536):
+            sent += chunk
+    os.close(ours)
+    assert process.wait(60) == 0, sent.decode()
+    return sent.decode()
+
+
+def _screen(sent: str) -> list[str]:
+    """The lines that are left of it, as a terminal draws them: of what moves the cursor, only what the view uses."""
+    lines, row, column = [""], 0, 0
+    for mark in re.finditer(r"\x1b\[([?;\d]*)([A-Za-z])|(.)", sent, re.DOTALL):
+        number, code, letter = mark[1], mark[2], mark[3]
+        if code == "A":
+            row = max(0, row - int(number or 1))
+        elif code == "K":
+            lines[row] = "" if number == "2" else lines[row][:column]
+        elif code is not None:
+            assert code in "mhl", f"the view moves the cursor by {mark[0]!r}"
+        elif letter == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif letter == "\r":
+            column = 0
+        else:
+            lines[row] = lines[row].ljust(column)[:column] + letter + lines[row][column + 1 :]
+            column += 1
+    return lines
