@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -174,14 +175,19 @@ def end_by_key(keys: Iterable[ProcessKey]) -> list[ProcessKey]:
 class _Hold(Hold):
     fault_id: str
     duration_s: float
-    _started_s: float = field(default_factory=time.monotonic)
+    _ends_s: float = 0.0
+    """By `time.monotonic()`: when the kernel's timer ends this process, KERNEL_MARGIN_S not counted."""
     _children: list[ProcessKey] = field(default_factory=list)
     _is_ready: bool = False
+
+    def __post_init__(self) -> None:
+        self._end_in(READY_TIMEOUT_S + self.duration_s)
 
     def ready(self, **facts: Json) -> None:
         if self._is_ready:
             raise RuntimeError("ready() was called twice")
         self._is_ready = True
+        self._end_in(self.duration_s)
         line = {"facts": facts, "children": [key.as_json() for key in self._children]}
         os.write(1, json.dumps(line).encode() + b"\n")
 
@@ -198,11 +204,16 @@ class _Hold(Hold):
         holder_pid = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _live_as_worker(work, holder_pid, self.duration_s - (time.monotonic() - self._started_s))
+            _live_as_worker(work, holder_pid, self._ends_s - time.monotonic())
         key = key_of(pid)
         assert key is not None, "an unreaped child has an entry in /proc"
         self._children.append(key)
         return key
+
+    def _end_in(self, seconds: float) -> None:
+        """The time counts from when the fault is in effect; until then, from when it must be."""
+        self._ends_s = time.monotonic() + seconds
+        limits.die_after(seconds + KERNEL_MARGIN_S)
 
 
 def _live_as_worker(work: Callable[[], None], holder_pid: int, seconds_left: float) -> NoReturn:
@@ -216,6 +227,8 @@ def _live_as_worker(work: Callable[[], None], holder_pid: int, seconds_left: flo
         os.write(2, f"{refusal.reason}\n".encode())
     except OSError as error:
         os.write(2, f"{error}\n".encode())
+    except BaseException:  # noqa: BLE001 - the process ends here; its holder tells the injector
+        traceback.print_exc()
     finally:
         os._exit(code)
 
@@ -228,7 +241,7 @@ def main() -> None:
     if not line:
         raise SystemExit("the injector closed the pipe before it gave an order")
     order = json.loads(line)
-    limits.die_after(order["duration_s"] + KERNEL_MARGIN_S)
+    hold = _Hold(fault_id, order["duration_s"])
     limits.be_first_victim_of_oom()
     # Imported this late so that an order which never comes costs nothing.
     from brownout_agent.faults import catalogue  # noqa: PLC0415
@@ -236,7 +249,7 @@ def main() -> None:
     fault = catalogue()[kind]
     parameters = fault.Parameters.model_validate(order["parameters"])
     try:
-        fault.apply(parameters, order["facts"], _Hold(fault_id, order["duration_s"]))
+        fault.apply(parameters, order["facts"], hold)
     except Refusal as refusal:
         raise SystemExit(refusal.reason) from refusal
 

@@ -217,9 +217,9 @@ class Supervisor:
             case lifecycle.Spawn():
                 self._start(live, self._spawn(live))
             case lifecycle.Go():
-                live.ends_ns = boottime_ns() + int(live.order.duration_s * 1e9)
                 self._start(live, self._go(live))
             case lifecycle.StartMeasuring():
+                live.ends_ns = boottime_ns() + int(live.order.duration_s * 1e9)
                 make_meter = partial(live.fault.measure, self._as_record(live), live.host)
                 live.readings = Readings(live.order.fault_id, make_meter)
                 live.looked_ns = boottime_ns()
