@@ -47,12 +47,12 @@ from brownout_controller.serving import Controller
 
 SEED_BITS = 32
 
-File = Annotated[Path, typer.Argument(help="the experiment, a YAML file")]
+File = Annotated[Path, typer.Argument(help="the experiment, a YAML file", readable=False)]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="chooses the same hosts again; random if not given")]
 
 
 def validate(
-    files: Annotated[list[Path], typer.Argument(help="experiment files")],
+    files: Annotated[list[Path], typer.Argument(help="experiment files", readable=False)],
     var: Variables = [],  # noqa: B006 - typer wants a literal default
     output_format: Annotated[
         OutputFormat, typer.Option("--output-format", help="for people, one a line, for GitHub Actions, for programs")
@@ -96,7 +96,9 @@ def run(
     wait_hosts: WaitHosts = 1,
     wait_timeout: WaitTimeout = 30.0,
     seed: Seed = None,
-    report_dir: Annotated[Path, typer.Option("--report-dir", help="where reports are written")] = Path(),
+    report_dir: Annotated[
+        Path, typer.Option("--report-dir", help="where reports are written", readable=False)
+    ] = Path(),
     report: Annotated[str, typer.Option("--report", help=f"formats, of {', '.join(FORMATS)}")] = "html",
 ) -> None:
     """Run an experiment: on this machine with nothing set up, or with --listen on hosts that joined.

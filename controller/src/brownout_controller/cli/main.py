@@ -38,7 +38,9 @@ app.add_typer(tokens.app, name="token")
 
 @app.command()
 def demo(
-    report_dir: Annotated[Path, typer.Option("--report-dir", help="where the report goes")] = Path("demo-report"),
+    report_dir: Annotated[Path, typer.Option("--report-dir", help="where the report goes", readable=False)] = Path(
+        "demo-report"
+    ),
 ) -> None:
     """Lose an app server behind a real HAProxy, in namespaces of its own, and measure the failover."""
     raise typer.Exit(run_demo(report_dir))

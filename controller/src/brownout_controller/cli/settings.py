@@ -34,7 +34,7 @@ def pairs(values: list[str], what: str) -> dict[str, str]:
 
 DataDir = Annotated[
     Path,
-    typer.Option("--data-dir", envvar="BROWNOUT_DATA_DIR", help="where runs and identities are kept"),
+    typer.Option("--data-dir", envvar="BROWNOUT_DATA_DIR", readable=False, help="where runs and identities are kept"),
 ]
 Output = Annotated[Format, typer.Option("--output", "-o", help="how to print it")]
 Variables = Annotated[list[str], typer.Option("--var", metavar="NAME=VALUE", help="set one of the experiment's vars")]
