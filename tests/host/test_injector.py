@@ -231,7 +231,12 @@ def test_a_second_injector_takes_neither_the_socket_nor_the_journal_of_a_living_
             await client.state(fault_pb2.ACTIVE)
             argv = (BIN / "brownout-injector", "serve", "--embedded", "--socket", folder / "s.sock", "--state-dir")
             other = await asyncio.create_subprocess_exec(*argv, folder / "other", stderr=asyncio.subprocess.PIPE)
-            _, words = await other.communicate()
+            try:
+                async with asyncio.timeout(15):
+                    _, words = await other.communicate()
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    other.kill()
             assert other.returncode == 1
             assert b"another injector listens there" in words
             same = await asyncio.create_subprocess_exec(*argv, folder / "state")

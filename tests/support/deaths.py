@@ -14,8 +14,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -27,15 +27,41 @@ _POLL_S = 0.02
 _UP_WITHIN_S = 40.0
 _VICTIM = "import time\nwhile True: time.sleep(0.05)"
 _NAMESPACES = Path("/run/netns")
+_RUNS = ("R", "S")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of the namespace: its state letter is of proc(5)."""
+
+    pid: int
+    line: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at the kernel: every process of the namespace, and what `nft` lists there."""
+
+    processes: tuple[Process, ...]
+    rules: str
+
+    def victim_state(self, tag: str) -> str | None:
+        """The victim's state letter, or None when no such process runs."""
+        return next((one.state for one in self.processes if tag in one.line and "-c" in one.line), None)
+
+    def holders(self, kind: str = "") -> list[str]:
+        """The command lines of the holders of a kind of fault."""
+        return [one.line for one in self.processes if f"injector.holder {kind}" in one.line and one.state not in "ZX"]
 
 
 @dataclass(frozen=True)
 class FaultCase:
-    """A fault and how the kernel shows it: `is_there` takes the namespace's name and the victim's tag."""
+    """A fault and how the kernel shows it: `is_there` takes a look and the victim's tag."""
 
     kind: str
-    parameters: dict[str, object]
-    is_there: Callable[[str, str], bool]
+    parameters: dict[str, object] = field(hash=False)
+    is_there: Callable[[Look, str], bool]
 
 
 @dataclass(frozen=True)
@@ -47,8 +73,8 @@ class DeathCase:
     bound_s: float
 
 
-def _processes(namespace: str) -> list[tuple[int, str]]:
-    """Pid and command line of every process in this network namespace."""
+def _processes(namespace: str) -> list[Process]:
+    """Every process in this network namespace."""
     inode = (_NAMESPACES / namespace).stat().st_ino
     found = []
     for entry in Path("/proc").iterdir():
@@ -56,61 +82,54 @@ def _processes(namespace: str) -> list[tuple[int, str]]:
             continue
         with contextlib.suppress(OSError):
             if (entry / "ns/net").stat().st_ino == inode:
-                found.append((int(entry.name), (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()))
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                found.append(Process(int(entry.name), line, state))
     return found
 
 
-def _holder_runs(namespace: str, kind: str) -> bool:
-    return any(f"injector.holder {kind}" in line for _, line in _processes(namespace))
-
-
-def _victim_state(namespace: str, tag: str) -> str | None:
-    """The victim's state letter, or None when no such process runs."""
-    for pid, line in _processes(namespace):
-        if tag in line and "-c" in line:
-            with contextlib.suppress(OSError):
-                return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return None
-
-
-def _tables(namespace: str) -> str:
-    """The nft tables of the namespace, asked by `nft` itself."""
+def _rules(namespace: str) -> str:
+    """The nft rules of the namespace, asked of `nft` itself."""
     read, write = os.pipe()
     pid = os.posix_spawnp(
         "nsenter",
-        ["nsenter", f"--net={_NAMESPACES / namespace}", "nft", "list", "tables"],
+        ["nsenter", f"--net={_NAMESPACES / namespace}", "nft", "list", "ruleset"],
         os.environ,
         file_actions=[(os.POSIX_SPAWN_DUP2, write, 1)],
     )
     os.close(write)
     with os.fdopen(read) as pipe:
         text = pipe.read()
-    os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, "nft does not answer"
     return text
 
 
-def _busy(kind: str) -> Callable[[str, str], bool]:
-    return lambda namespace, _tag: _holder_runs(namespace, kind)
+def _look(namespace: str) -> Look:
+    return Look(tuple(_processes(namespace)), _rules(namespace))
 
 
-def _filtered(namespace: str, _tag: str) -> bool:
-    return "brownout" in _tables(namespace)
+def _busy(kind: str) -> Callable[[Look, str], bool]:
+    return lambda look, _tag: bool(look.holders(kind))
 
 
-def _stands_still(namespace: str, tag: str) -> bool:
-    return _victim_state(namespace, tag) in {"t", "T"}
+def _filtered(peer: str) -> Callable[[Look, str], bool]:
+    return lambda look, _tag: "brownout" in look.rules and peer in look.rules
 
 
-def _is_missing(namespace: str, tag: str) -> bool:
-    return _victim_state(namespace, tag) is None
+def _stands_still(look: Look, tag: str) -> bool:
+    return look.victim_state(tag) in {"t", "T"}
+
+
+def _is_missing(look: Look, tag: str) -> bool:
+    return look.victim_state(tag) is None
 
 
 FAULTS = (
     FaultCase("cpu.load", {"percent": 5, "of": "own", "cores": "0"}, _busy("cpu.load")),
     FaultCase("memory.load", {"size": "64MiB"}, _busy("memory.load")),
     FaultCase("disk.io", {"write": "1MiB/s", "file_size": "16MiB"}, _busy("disk.io")),
-    FaultCase("network.blackhole", {"to": "127.0.0.9", "port": 9}, _filtered),
-    FaultCase("network.loss", {"to": "127.0.0.9", "percent": 50}, _filtered),
+    FaultCase("network.blackhole", {"to": "127.0.0.9", "port": 9}, _filtered("127.0.0.9")),
+    FaultCase("network.loss", {"to": "127.0.0.8", "percent": 50}, _filtered("127.0.0.8")),
     FaultCase("process.pause", {"command": "{tag}"}, _stands_still),
     FaultCase("process.kill", {"command": "{tag}", "restart": True}, _is_missing),
 )
@@ -170,61 +189,98 @@ async def _namespace() -> AsyncIterator[str]:
         await _run("nsenter", f"--net={_NAMESPACES / name}", "ip", "link", "set", "lo", "up")
         yield name
     finally:
-        for pid, _ in _processes(name):  # whatever is in our namespace is ours
+        for process in _processes(name):  # whatever is in our namespace is ours
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(process.pid, signal.SIGKILL)
         assert await _until(lambda: not _processes(name), 10) is not None, "processes outlived SIGKILL"
         await _run("ip", "netns", "delete", name)
 
 
-def _experiment(fault: FaultCase, tag: str) -> str:
-    parameters = {
-        name: value.format(tag=tag) if isinstance(value, str) else value for name, value in fault.parameters.items()
-    }
+def _experiment(tags: dict[FaultCase, str]) -> str:
     return yaml.safe_dump(
         {
             "version": 1,
             "name": "death",
             "steady_state": {"before": "100ms", "after": "100ms"},
-            "faults": [{"inject": fault.kind, "target": "host=victim", "with": parameters, "for": f"{FAULT_S:g}s"}],
+            "faults": [
+                {
+                    "name": fault.kind.replace(".", "-"),
+                    "inject": fault.kind,
+                    "target": "host=victim",
+                    "with": {
+                        name: value.format(tag=tag) if isinstance(value, str) else value
+                        for name, value in fault.parameters.items()
+                    },
+                    "for": f"{FAULT_S:g}s",
+                }
+                for fault, tag in tags.items()
+            ],
         }
     )
 
 
-_POLICY = 'version: 1\nenvironment: staging\nfaults: {"*": {allow: true, max_seconds: 120}}\n'
+_POLICY = 'version: 1\nenvironment: staging\nfaults: {"*": {allow: true, max_seconds: 120}}\nlimits: {concurrent: 16}\n'
 
 
 async def die(fault: FaultCase, death: DeathCase) -> Death:
     """Bring one fault about, kill, and watch the kernel."""
+    (outcome,) = await die_together((fault,), death)
+    return outcome
+
+
+async def die_together(faults: Sequence[FaultCase], death: DeathCase) -> list[Death]:
+    """Bring these faults about on one host, kill while all of them are on, and watch the kernel."""
     folder = Path(tempfile.mkdtemp(prefix="brownout-death-"))
-    tag = f"victim-{uuid.uuid4().hex}"
+    tags = {fault: f"victim-{uuid.uuid4().hex}" for fault in faults}
     try:
         async with _namespace() as namespace:
-            programs = await _start(folder, namespace, fault, tag)
-            there = await _until(lambda: fault.is_there(namespace, tag), _UP_WITHIN_S)
-            assert there is not None, f"{fault.kind} never came about:\n{_logs(folder)}"
+            programs = await _start(folder, namespace, tags)
+
+            def all_are_there() -> bool:
+                look = _look(namespace)
+                return all(fault.is_there(look, tag) for fault, tag in tags.items())
+
+            there = await _until(all_are_there, _UP_WITHIN_S)
+            assert there is not None, f"{[fault.kind for fault in faults]} never came about:\n{_logs(folder)}"
             for victim in death.victims:
                 programs[victim].kill()
-            gone = await _until(lambda: not fault.is_there(namespace, tag), death.bound_s + 5)
-            still = await asyncio.to_thread(_leftovers, namespace, fault, tag, death)
-            outcome = Death(fault.kind, death.name, gone, death.bound_s, still)
-            if not outcome.good:
-                print(outcome, _logs(folder), file=sys.stderr)
+            gone = await _watch_them_go(namespace, tags, death.bound_s + 5)
+            left = _leftovers(await asyncio.to_thread(_look, namespace), tags)
+            outcomes = [Death(fault.kind, death.name, gone.get(fault), death.bound_s, left) for fault in faults]
+            if not all(outcome.good for outcome in outcomes):
+                print(outcomes, _logs(folder), file=sys.stderr)
             for program in programs.values():
                 if program.returncode is None:
                     program.kill()
                 await program.wait()
-            return outcome
+            return outcomes
     finally:
         shutil.rmtree(folder)
 
 
-async def _start(folder: Path, namespace: str, fault: FaultCase, tag: str) -> dict[str, asyncio.subprocess.Process]:
-    (folder / "experiment.yaml").write_text(_experiment(fault, tag))
+async def _watch_them_go(namespace: str, tags: dict[FaultCase, str], within_s: float) -> dict[FaultCase, float]:
+    """Seconds from now until each fault was seen gone; those that stay longer than `within_s` are missing."""
+    begun = time.monotonic()
+    gone: dict[FaultCase, float] = {}
+    while len(gone) < len(tags) and time.monotonic() - begun <= within_s:
+        look = await asyncio.to_thread(_look, namespace)
+        after_s = time.monotonic() - begun
+        gone.update(
+            {fault: after_s for fault, tag in tags.items() if fault not in gone and not fault.is_there(look, tag)}
+        )
+        await asyncio.sleep(_POLL_S)
+    return gone
+
+
+async def _start(folder: Path, namespace: str, tags: dict[FaultCase, str]) -> dict[str, asyncio.subprocess.Process]:
+    (folder / "experiment.yaml").write_text(_experiment(tags))
     (folder / "policy.yaml").write_text(_POLICY)
     data, socket, state = folder / "data", folder / "injector.sock", folder / "agent"
     token = json.loads(await _run(BIN / "brownout", "token", "create", "--data-dir", data, "-o", "json"))
-    programs = {"victim": await _spawn(folder, "victim", namespace, sys.executable, "-c", _VICTIM, tag)}
+    programs = {
+        tag: await _spawn(folder, "victim", namespace, sys.executable, "-S", "-c", _VICTIM, tag)
+        for tag in tags.values()
+    }
     programs["injector"] = await _spawn(
         folder, "injector", namespace, BIN / "brownout-injector", "serve",
         "--socket", socket, "--state-dir", folder / "injector", "--policy", folder / "policy.yaml",
@@ -245,13 +301,15 @@ async def _start(folder: Path, namespace: str, fault: FaultCase, tag: str) -> di
     return programs
 
 
-def _leftovers(namespace: str, fault: FaultCase, tag: str, death: DeathCase) -> tuple[str, ...]:
-    """What a dead fault must not leave: tables, holders, a victim that does not run as before."""
-    left = [line.strip() for line in _tables(namespace).splitlines() if "brownout" in line]
-    left += [line for _, line in _processes(namespace) if "injector.holder" in line]
-    if (state := _victim_state(namespace, tag)) not in {"R", "S"}:
-        left.append(f"the victim's state is {state}")
-    return tuple(left)
+def _leftovers(look: Look, tags: dict[FaultCase, str]) -> tuple[str, ...]:
+    """What dead faults must not leave: tables, holders, a victim that does not run as before."""
+    left = [line.strip() for line in look.rules.splitlines() if line.startswith("table") and "brownout" in line]
+    left += look.holders()
+    states = {fault.kind: look.victim_state(tag) for fault, tag in tags.items()}
+    return (
+        *left,
+        *(f"the victim of {kind} is in state {state}" for kind, state in states.items() if state not in _RUNS),
+    )
 
 
 def _logs(folder: Path) -> str:

@@ -55,7 +55,7 @@ async def injector(
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     socket = folder / "s.sock"
     """Serve in `folder`, started by the program and arguments of `under`; ended when the block ends."""
-    argv = [*under, BIN / "brownout-injector", "serve", "--socket", socket, "--state-dir", folder / "state"]
+    argv = [*under, str(BIN / "brownout-injector"), "serve", "--socket", str(socket), "--state-dir", str(folder / "state")]
     argv += ["--embedded"] if embedded else []
     with (folder / "injector.log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(*argv, *options, stderr=log)
