@@ -53,9 +53,10 @@ class Client:
 async def injector(
     folder: Path, *options: str, embedded: bool = True, under: Sequence[str] = ()
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    socket = folder / "s.sock"
     """Serve in `folder`, started by the program and arguments of `under`; ended when the block ends."""
-    argv = [*under, str(BIN / "brownout-injector"), "serve", "--socket", str(socket), "--state-dir", str(folder / "state")]
+    socket = folder / "s.sock"
+    argv = [*under, str(BIN / "brownout-injector"), "serve"]
+    argv += ["--socket", str(socket), "--state-dir", str(folder / "state")]
     argv += ["--embedded"] if embedded else []
     with (folder / "injector.log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(*argv, *options, stderr=log)

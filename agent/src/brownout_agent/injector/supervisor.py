@@ -127,7 +127,9 @@ class Supervisor:
 
     def statuses(self) -> list[FaultStatus]:
         """Every fault that is not over, and the latest that are."""
-        return [*list(self._past.values())[-_PAST_TOLD:], *(self._status(live) for live in self._live.values())]
+        past = list(self._past.values())
+        left = [status for status in past[:-_PAST_TOLD] if status.state not in FINISHED]
+        return [*past[-_PAST_TOLD:], *left, *(self._status(live) for live in self._live.values())]
 
     def _holder_pids(self) -> frozenset[int]:
         return frozenset(key.pid for live in self._live.values() if live.holder for key in live.holder.keys)
@@ -147,6 +149,8 @@ class Supervisor:
         while True:
             await asyncio.sleep(RETRY_EVERY_S)
             entries = [entry for entry in self._journal.unfinished if entry.fault_id not in self._live]
+            if not entries:
+                continue
             left = await asyncio.wrap_future(in_thread(partial(undo_all, entries)))
             for entry in note_reaped(self._journal, left):
                 self._past[entry.fault_id] = _past_status(entry)
@@ -282,6 +286,8 @@ class Supervisor:
             self._feed(live, lifecycle.Failed(str(error)))
             return
         live.facts = {**live.facts, **ready.facts}
+        if live.ends_ns is not None and boottime_ns() >= live.ends_ns:
+            self._feed(live, lifecycle.End(Cause.DURATION))  # it took all of its time to come into effect
         self._feed(live, lifecycle.Applied())
         words = await live.holder.died()
         # The kernel's timer comes first only where the injector was kept from its own.
