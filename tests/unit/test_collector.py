@@ -10,7 +10,7 @@ from brownout_controller.planning.fleet_view import HostView
 from brownout_controller.planning.plan import make_plan
 from brownout_controller.record import FaultOutcome, Series
 from brownout_controller.running.collector import Collector, RunFacts
-from brownout_controller.running.machine import Instance, State
+from brownout_controller.running.messages import Instance, State
 from brownout_controller.running.timeline import Timeline
 from brownout_protos.v1 import fault_pb2
 from hypothesis import given

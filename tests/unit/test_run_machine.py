@@ -6,9 +6,8 @@ import pytest
 from brownout_controller.language import parse_experiment
 from brownout_controller.planning.fleet_view import HostView
 from brownout_controller.planning.plan import make_plan
-from brownout_controller.running.machine import (
-    GIVE_UP_AFTER_NS,
-    NO_HOST,
+from brownout_controller.running.machine import GIVE_UP_AFTER_NS, NO_HOST, RunMachine
+from brownout_controller.running.messages import (
     AnswerLost,
     ChooseHosts,
     End,
@@ -21,7 +20,6 @@ from brownout_controller.running.machine import (
     JudgeSteady,
     LeaveOut,
     Phase,
-    RunMachine,
     Say,
     State,
     SteadyJudged,

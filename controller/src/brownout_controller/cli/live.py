@@ -16,7 +16,7 @@ from brownout_controller.planning.plan import Plan
 from brownout_controller.record import Event, EventKind
 from brownout_controller.reporting.visible import visible
 from brownout_controller.running.engine import Engine
-from brownout_controller.running.machine import OVER, Instance, Phase, State
+from brownout_controller.running.messages import OVER, Instance, Phase, State
 
 LOOK_EVERY_S = 0.25
 _LINE_EVERY_S = 10.0

@@ -13,7 +13,8 @@ from brownout_controller.fleet.clocks import Exchange
 from brownout_controller.language.experiment import CONTROLLER
 from brownout_controller.planning.plan import Plan, PlannedObserver
 from brownout_controller.record import Event, EventKind, FaultOutcome, RunRecord, Series, Vantage
-from brownout_controller.running.machine import NO_HOST, Instance, State
+from brownout_controller.running.machine import NO_HOST
+from brownout_controller.running.messages import Instance, State
 from brownout_controller.running.timeline import Timeline
 
 _ENDED_EARLY = frozenset({"holder_died", "lease_lost", "shutdown", "reaped"})
