@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.disks import MIB, ext4
+from tests.support.polling import wait_until
 from tests.support.services import app_server, free_port
 
 BIN = Path(sys.executable).parent
@@ -24,9 +27,11 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network fa
 class Sandbox:
     """A folder in which `brownout` is run, with a data directory of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, scratch: Path) -> None:
         self.folder = folder
-        self.environment = {**os.environ, "BROWNOUT_DATA_DIR": str(folder / "data"), "COLUMNS": "120"}
+        self.environment = {
+            **os.environ, "BROWNOUT_DATA_DIR": str(folder / "data"), "COLUMNS": "120", "TMPDIR": str(scratch),
+        }  # fmt: skip
 
     def write(self, text: str, name: str = "experiment.yaml") -> Path:
         path = self.folder / name
@@ -52,9 +57,10 @@ class Sandbox:
 
 @pytest.fixture
 def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
-    before = _ours()
-    yield Sandbox(tmp_path)
-    assert _ours() == before
+    with tempfile.TemporaryDirectory(prefix="bo-") as scratch:  # short: a socket's path has 107 bytes at most
+        made = Sandbox(tmp_path, Path(scratch))
+        yield made
+        assert _left(made) == set()
 
 
 @pytest.fixture
@@ -64,13 +70,13 @@ def web() -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/"
 
 
-def _ours() -> set[str]:
-    """Brownout's processes and temporary folders on this machine."""
-    found = {str(path) for path in Path("/tmp").glob("brownout-[a-z0-9_]*") if (path / "injector.sock").exists()}
-    for entry in Path("/proc").iterdir():
+def _left(sandbox: Sandbox) -> set[str]:
+    """Brownout's temporary folders and processes of this sandbox."""
+    scratch = sandbox.environment["TMPDIR"]
+    found = {str(path) for path in Path(scratch).iterdir()}
+    for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            line = (entry / "cmdline").read_bytes()
-            if entry.name.isdigit() and b"brownout_agent.injector" in line and b"--embedded" in line:
+            if f"{scratch}/".encode() in (entry / "cmdline").read_bytes():
                 found.add(entry.name)
     return found
 
@@ -179,7 +185,6 @@ def test_ctrl_c_halts_and_undoes(sandbox: Sandbox, web: str) -> None:
 
 
 def test_a_killed_controller_takes_agent_injector_and_fault_with_it(sandbox: Sandbox, web: str) -> None:
-    before = _ours()
     process = sandbox.start("run", sandbox.write(experiment(web, SPIN % "60s")), "--label", "role=app")
     assert process.stderr is not None
     for line in process.stderr:
@@ -187,12 +192,9 @@ def test_a_killed_controller_takes_agent_injector_and_fault_with_it(sandbox: San
             break
     process.kill()
     process.communicate(timeout=60)
-    deadline = time.monotonic() + 20
-    while {entry for entry in _ours() - before if entry.isdigit()} and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert {entry for entry in _ours() - before if entry.isdigit()} == set()
-    for folder in _ours() - before:  # the temporary folder of a killed program stays: it is empty of secrets that live
-        subprocess.run(["rm", "-r", folder], check=True)
+    wait_until(lambda: not any(entry.isdigit() for entry in _left(sandbox)), "agent and injector are gone", 20)
+    for folder in _left(sandbox):  # the temporary folder of a killed program stays: no secret in it lives any more
+        shutil.rmtree(folder)
     listed = sandbox.run("runs", "list")
     assert "its controller died" in " ".join(listed.stdout.split())
 
@@ -331,7 +333,7 @@ def test_without_a_terminal_progress_is_whole_lines_that_move_no_cursor(
     sandbox: Sandbox, web: str, more: dict[str, str]
 ) -> None:
     sandbox.environment |= more
-    done = sandbox.run("run", sandbox.write(experiment(web, SPIN % "2s")), "--label", "role=app")
+    done = sandbox.run("run", sandbox.write(experiment(web, SPIN % "3s")), "--label", "role=app")
     assert done.returncode == 0, done.stdout + done.stderr
     assert not re.search(r"\x1b\[\??\d*[A-HJKhl]", done.stderr), "a cursor was moved"
     assert re.search(r"^\S+  ACTIVE  cpu-load on \S+$", done.stderr, re.MULTILINE), done.stderr
@@ -341,7 +343,7 @@ def test_without_a_terminal_progress_is_whole_lines_that_move_no_cursor(
 
 @pytest.mark.parametrize("term", ["xterm-256color", "dumb"])
 def test_on_a_terminal_the_status_goes_away_and_the_events_stay(sandbox: Sandbox, web: str, term: str) -> None:
-    path = sandbox.write(experiment(web, SPIN % "2s"))
+    path = sandbox.write(experiment(web, SPIN % "3s"))
     shown = _on_a_terminal(sandbox, {"TERM": term}, "run", path, "--label", "role=app")
     lines = _screen(shown)
     assert sum("ACTIVE  cpu-load" in line for line in lines) == 1, "\n".join(lines)

@@ -61,7 +61,7 @@ class Live:
         if not self._moves:
             while True:
                 await asyncio.sleep(_LINE_EVERY_S)
-                self._print("; ".join(status_lines(self._plan, engine)))
+                self._print("; ".join(line.strip() for line in status_lines(self._plan, engine)))
         shown: list[str] = []
         with RichLive(console=self._console, auto_refresh=False, transient=True) as view:
             while True:
