@@ -400,17 +400,6 @@ def test_what_is_no_id_is_refused(tmp_path: Path, fault_id: str) -> None:
     story(tmp_path, told)
 
 
-def test_a_fault_whose_time_is_up_before_it_is_in_effect_is_not_said_to_have_run(tmp_path: Path) -> None:
-    async def told(it: House) -> None:
-        one = order(duration_s=0.001)
-        await it.supervisor.inject(one, Host())
-        clean = await it.until(one.fault_id, Mark.CLEAN)
-        assert Mark.ACTIVE not in it.states(one.fault_id)
-        assert clean.cause == "APPLY_FAILED"
-
-    story(tmp_path, told)
-
-
 # ---- the disk and the process table --------------------------------------------------------------------------------
 
 

@@ -69,7 +69,6 @@ def test_a_fault_that_goes_well_is_recorded_before_it_is_spawned_and_marked_befo
         ((Accepted(), Spawned(HOLDER), Failed("x")), Cause.APPLY_FAILED),
         ((Accepted(), Spawned(HOLDER), End(Cause.STOPPED)), Cause.STOPPED),
         ((Accepted(), Spawned(HOLDER), Broken("x")), Cause.APPLY_FAILED),
-        ((Accepted(), Spawned(HOLDER), End(Cause.DURATION)), Cause.APPLY_FAILED),
         ((Accepted(), Spawned(HOLDER), Applied(), HolderDied("x")), Cause.HOLDER_DIED),
         ((Accepted(), Spawned(HOLDER), Applied(), Broken("x")), Cause.HOLDER_DIED),
         ((Accepted(), Spawned(HOLDER), Applied(), End(Cause.LEASE_LOST)), Cause.LEASE_LOST),

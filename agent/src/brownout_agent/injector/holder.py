@@ -195,7 +195,7 @@ class _Hold(Hold):
         if self._children:
             pid, status = os.wait()
             code = os.waitstatus_to_exitcode(status)
-            if code != -signal.SIGALRM:  # its timer fires at the same time as ours
+            if code != -signal.SIGALRM:  # its timer may fire at the same time as ours
                 raise SystemExit(f"worker {pid} ended early with status {code}")
         while True:
             signal.pause()

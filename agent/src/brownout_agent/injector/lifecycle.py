@@ -153,8 +153,6 @@ def step(state: Mark | None, event: Event) -> tuple[Mark | None, tuple[Instructi
             return Mark.ACTIVE, (Note(Mark.ACTIVE), StartMeasuring(), Report())
         case ((Mark.RECORDED | Mark.HELD), (Failed(reason) | Broken(reason))):
             return _undo(Cause.APPLY_FAILED, reason)
-        case ((Mark.RECORDED | Mark.HELD), End(Cause.DURATION)):
-            return _undo(Cause.APPLY_FAILED, "its time was up before it was in effect")
         case Mark.ACTIVE, (HolderDied(reason) | Broken(reason)):
             return _undo(Cause.HOLDER_DIED, reason)
         case ((Mark.RECORDED | Mark.HELD | Mark.ACTIVE), End(cause, reason)):

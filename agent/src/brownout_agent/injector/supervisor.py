@@ -286,8 +286,6 @@ class Supervisor:
             self._feed(live, lifecycle.Failed(str(error)))
             return
         live.facts = {**live.facts, **ready.facts}
-        if live.ends_ns is not None and boottime_ns() >= live.ends_ns:
-            self._feed(live, lifecycle.End(Cause.DURATION))  # it took all of its time to come into effect
         self._feed(live, lifecycle.Applied())
         words = await live.holder.died()
         # The kernel's timer comes first only where the injector was kept from its own.
