@@ -99,10 +99,10 @@ def test_without_renewal_the_lease_ends_the_fault_and_with_it_the_fault_goes_on(
     async def told(folder: Path) -> None:
         async with injector(folder):
             client, fault_id = await connect(folder), new_id()
-            client.inject(fault_id, lease_ms=1_500)
+            client.inject(fault_id, lease_ms=2_500)
             await client.state(fault_pb2.ACTIVE)
-            for _ in range(4):
-                await asyncio.sleep(0.7)  # renewals have a rhythm; together they outlast the lease
+            for _ in range(6):
+                await asyncio.sleep(0.5)  # renewals have a rhythm; together they outlast the lease
                 client.send(renew=fault_pb2.RenewLease())
             assert holders(fault_id)
             clean = await client.state(fault_pb2.CLEAN)
