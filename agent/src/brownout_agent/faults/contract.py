@@ -131,7 +131,10 @@ class Meter(ABC):
 
     @abstractmethod
     def sample(self) -> None:
-        """Take one reading. Called about once a second from when the fault is ready, and once just before it ends."""
+        """Take one reading. Called about once a second from when the fault is ready, and once just before it ends.
+
+        Runs in a thread, not always the same one; never two readings of one fault at once.
+        """
 
     @abstractmethod
     def effect(self) -> Effect:
@@ -166,7 +169,10 @@ class Fault(ABC, Generic[P]):
 
     @abstractmethod
     def detect(self, host: Host) -> Capability:
-        """Whether this host can do it. Decides by trying where that is harmless, never by kernel version."""
+        """Whether this host can do it. Decides by trying where that is harmless, never by kernel version.
+
+        Runs in a thread.
+        """
 
     def prepare(self, parameters: P, host: Host) -> Facts:
         """Resolve the parameters against this host. Runs in a thread and may block for a few seconds, to resolve names.

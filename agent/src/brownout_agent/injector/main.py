@@ -60,6 +60,8 @@ async def serve(socket: Path, state: Path, policy: Policy, agent_uid: int) -> in
             task.cancel()
     server.close()
     socket.unlink(missing_ok=True)
+    if clean:
+        watchdog.end()
     journal.close()
     for number in _STOPS:  # one more must not change the exit code
         asyncio.get_running_loop().remove_signal_handler(number)
@@ -76,7 +78,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _reap(options: argparse.Namespace) -> int:
-    journal = Journal(options.state_dir, REAPER_DONE_WITHIN_S)
+    journal = Journal(options.state_dir, options.wait)
     reaped = reap(journal)
     for fault_id in reaped.clean:
         print(f"clean    {fault_id}")
@@ -119,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     serving.set_defaults(run=_serve)
 
     reaping = commands.add_parser("reap", help="undo and verify what a dead injector left; exit 13 if something stays")
+    reaping.add_argument("--wait", type=float, default=REAPER_DONE_WITHIN_S, metavar="SECONDS", help="for the journal")
     reaping.set_defaults(run=_reap)
 
     watching = commands.add_parser("watch", help="wait for the injector's death, then reap (started by serve)")

@@ -101,7 +101,12 @@ class Watchdog:
         assert key is not None, "the injector asks for itself"
         self._argv = [sys.executable, "-I", "-m", "brownout_agent.injector.main", "watch", "--state-dir", str(folder)]
         self._argv += ["--pid", str(key.pid), "--start-ticks", str(key.start_ticks)]
-        self.pid = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The watchdog's; 0 before there is one."""
+        return self._process.pid if self._process else 0
 
     def start(self) -> "subprocess.Popen[bytes]":
         """Start the watchdog in a session of its own, so that no terminal or process group takes it along.
@@ -110,9 +115,14 @@ class Watchdog:
             OSError: the kernel makes no process now.
         """
         # Not by asyncio, whose transport would kill it when the injector ends.
-        process = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL, start_new_session=True)
-        self.pid = process.pid
-        return process
+        self._process = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL, start_new_session=True)
+        return self._process
+
+    def end(self) -> None:
+        """Everything is clean and the injector ends in good order: there is nothing left to watch over."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
 
     async def keep(self, process: "subprocess.Popen[bytes]") -> None:
         """Start it again whenever it dies, until cancelled."""
