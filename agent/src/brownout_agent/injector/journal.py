@@ -162,7 +162,10 @@ class Journal:
             raise JournalError(f"cannot use state directory {folder}: {error}") from error
         try:
             if not _lock_within(self._lock, wait_s):
-                raise JournalHeld(f"another injector or reaper holds {self._path}")
+                raise JournalHeld(
+                    f"another injector or reaper holds {self._path}: it undoes by itself and tries again what is left; "
+                    "next: its log, or stop it and try again"
+                )
             self._open()
         except BaseException:
             os.close(self._lock)
@@ -235,7 +238,7 @@ class Journal:
         if self._end > room:
             self._tidy()
         if self._end > room:
-            raise JournalError(f"{self._path} is full of unfinished faults; next: brownout-injector doctor")
+            raise JournalError(f"{self._path} is full of unfinished faults; next: brownout-injector reap")
         if self._file is None:
             raise JournalError(f"{self._path} is closed")
         try:

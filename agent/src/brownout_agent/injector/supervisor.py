@@ -200,7 +200,8 @@ class Supervisor:
 
     def _check(self, order: Order) -> tuple[Fault[Any], FaultParameters]:
         if self._journal.damaged:
-            raise Refusal("the journal on this host is damaged", "next: brownout-injector doctor, on the host")
+            remedy = "on the host: stop the injector, then `brownout-injector reap` says what is left and what to do"
+            raise Refusal("the journal on this host is damaged", remedy)
         return check_order(order, self._policy, len(self._live))
 
     def _feed(self, live: _Live, event: lifecycle.Event) -> None:
