@@ -10,11 +10,17 @@ from brownout_agent.observe import Probe, Sample
 SETTLE_S = 1.0
 
 
-def open_descriptors() -> set[int]:
-    """The numbers of this process's open descriptors."""
-    listed = {int(entry.name) for entry in Path("/proc/self/fd").iterdir()}
-    # The descriptor that did the listing is among them, and closed by now.
-    return {number for number in listed if Path(f"/proc/self/fd/{number}").is_symlink()}
+def open_descriptors() -> set[str]:
+    """What this process's descriptors lead to: sockets and pipes with their inodes, files with their paths.
+
+    gRPC, loaded by other tests of the process, makes anonymous inodes (eventfd, epoll) whenever it likes, so those say
+    nothing about the code under test; what that code opens comes with a socket, a pipe or a file.
+    """
+    leads_to = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the descriptor that does the listing is among them
+            leads_to.add(str(entry.readlink()))
+    return {target for target in leads_to if not target.startswith(("anon_inode:", "/proc/"))}
 
 
 @contextlib.asynccontextmanager

@@ -12,7 +12,8 @@ from brownout_controller.embedded import EmbeddedFailed, serve_one_machine
 from brownout_controller.exit_codes import ExitCode
 from brownout_controller.fleet.sessions import Fleet
 from brownout_controller.serving import Controller, open_authority, serve_fleet
-from brownout_controller.store.store import Store, StoreError
+from brownout_controller.store.database import StoreError
+from brownout_controller.store.store import Store
 
 _PORTS = 65_535
 """The next port is for enrolment, so the last one cannot be chosen."""

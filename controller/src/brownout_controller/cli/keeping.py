@@ -5,7 +5,8 @@ import threading
 from typing import Any
 
 from brownout_controller.record import Event
-from brownout_controller.store.store import Store, StoreError
+from brownout_controller.store.database import StoreError
+from brownout_controller.store.store import Store
 
 KEEP_EVERY_S = 1.0
 

@@ -18,7 +18,8 @@ from brownout_controller.fleet.authority import Authority, RequestRefused
 from brownout_controller.fleet.clocks import ClockEstimate
 from brownout_controller.fleet.sessions import LEASE_MS, RENEW_EVERY_MS, Arrival, Fleet, HostState
 from brownout_controller.language.experiment import CONTROLLER
-from brownout_controller.store.store import Store, StoreError, TokenRefused
+from brownout_controller.store.database import StoreError
+from brownout_controller.store.store import Store, TokenRefused
 
 SERVER_OPTIONS = (
     ("grpc.keepalive_time_ms", 1_000),

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62rownout_protos/v1/fault.proto\x12\x0b\x62rownout.v1\"|\n\x05Value\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x01H\x00\x12\x11\n\x07integer\x18\x03 \x01(\x12H\x00\x12\x0e\n\x04\x66lag\x18\x04 \x01(\x08H\x00\x12&\n\x05texts\x18\x05 \x01(\x0b\x32\x15.brownout.v1.TextListH\x00\x42\x06\n\x04kind\"\x19\n\x08TextList\x12\r\n\x05items\x18\x01 \x03(\t\"\x83\x02\n\x06Inject\x12\x10\n\x08\x66\x61ult_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x37\n\nparameters\x18\x05 \x03(\x0b\x32#.brownout.v1.Inject.ParametersEntry\x12\x13\n\x0b\x64uration_ms\x18\x06 \x01(\r\x12\x10\n\x08lease_ms\x18\x07 \x01(\r\x12\x0e\n\x06run_id\x18\x08 \x01(\t\x1a\x45\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.brownout.v1.Value:\x02\x38\x01\"7\n\x04Stop\x12\x10\n\x08\x66\x61ult_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x1b\n\nRenewLease\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"\xbf\x01\n\nOrderReply\x12\x10\n\x08\x66\x61ult_id\x18\x01 \x01(\t\x12\x30\n\x07outcome\x18\x02 \x01(\x0e\x32\x1f.brownout.v1.OrderReply.Outcome\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t\"M\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x41\x43\x43\x45PTED\x10\x01\x12\x0b\n\x07REFUSED\x10\x02\x12\x0e\n\nINDEFINITE\x10\x03\"\xde\x01\n\x0b\x46\x61ultReport\x12\x10\n\x08\x66\x61ult_id\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.brownout.v1.FaultState\x12\x16\n\x0e\x61t_boottime_ns\x18\x03 \x01(\x12\x12(\n\tend_cause\x18\x04 \x01(\x0e\x32\x15.brownout.v1.EndCause\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0f\n\x07residue\x18\x06 \x03(\t\x12#\n\x06\x65\x66\x66\x65\x63t\x18\x07 \x01(\x0b\x32\x13.brownout.v1.Effect\x12\x0c\n\x04kind\x18\x08 \x01(\t\"\xa0\x01\n\x06\x45\x66\x66\x65\x63t\x12\r\n\x05\x61sked\x18\x01 \x01(\x01\x12\x10\n\x08\x61\x63hieved\x18\x02 \x01(\x01\x12\x10\n\x08measured\x18\x03 \x01(\x08\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\x0e\n\x06proved\x18\x05 \x01(\x08\x12\x13\n\x0b\x65xplanation\x18\x06 \x01(\t\x12\x0f\n\x07samples\x18\x07 \x01(\r\x12\x0e\n\x06lowest\x18\x08 \x01(\x01\x12\x0f\n\x07highest\x18\t \x01(\x01\"H\n\nCapability\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04\x61\x62le\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t*h\n\nFaultState\x12\x1b\n\x17\x46\x41ULT_STATE_UNSPECIFIED\x10\x00\x12\x0c\n\x08RECORDED\x10\x01\x12\n\n\x06\x41\x43TIVE\x10\x02\x12\x0b\n\x07UNDOING\x10\x03\x12\t\n\x05\x43LEAN\x10\x04\x12\x0b\n\x07RESIDUE\x10\x05*\x8d\x01\n\x08\x45ndCause\x12\x19\n\x15\x45ND_CAUSE_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x44URATION\x10\x01\x12\x0b\n\x07STOPPED\x10\x02\x12\x0e\n\nLEASE_LOST\x10\x03\x12\x10\n\x0c\x41PPLY_FAILED\x10\x04\x12\x0f\n\x0bHOLDER_DIED\x10\x05\x12\n\n\x06REAPED\x10\x06\x12\x0c\n\x08SHUTDOWN\x10\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62rownout_protos/v1/fault.proto\x12\x0b\x62rownout.v1\"|\n\x05Value\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x01H\x00\x12\x11\n\x07integer\x18\x03 \x01(\x12H\x00\x12\x0e\n\x04\x66lag\x18\x04 \x01(\x08H\x00\x12&\n\x05texts\x18\x05 \x01(\x0b\x32\x15.brownout.v1.TextListH\x00\x42\x06\n\x04kind\"\x19\n\x08TextList\x12\r\n\x05items\x18\x01 \x03(\t\"\xa6\x02\n\x06Inject\x12\x10\n\x08\x66\x61ult_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x37\n\nparameters\x18\x05 \x03(\x0b\x32#.brownout.v1.Inject.ParametersEntry\x12\x13\n\x0b\x64uration_ms\x18\x06 \x01(\r\x12\x10\n\x08lease_ms\x18\x07 \x01(\r\x12\x0e\n\x06run_id\x18\x08 \x01(\t\x12\x10\n\x08\x61gent_id\x18\t \x01(\t\x12\x0f\n\x07session\x18\n \x01(\x04\x1a\x45\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.brownout.v1.Value:\x02\x38\x01\"7\n\x04Stop\x12\x10\n\x08\x66\x61ult_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x1b\n\nRenewLease\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"\'\n\x04Halt\x12\x0f\n\x07halt_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"L\n\x06Halted\x12\x0f\n\x07halt_id\x18\x01 \x01(\t\x12\r\n\x05\x63lean\x18\x02 \x01(\x08\x12\x11\n\tremaining\x18\x03 \x03(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\")\n\x0fTakeFingerprint\x12\x16\n\x0e\x66ingerprint_id\x18\x01 \x01(\t\"\xb5\x02\n\x0b\x46ingerprint\x12\x16\n\x0e\x66ingerprint_id\x18\x01 \x01(\t\x12\x38\n\x08sections\x18\x02 \x03(\x0b\x32&.brownout.v1.Fingerprint.SectionsEntry\x12\x34\n\x06unread\x18\x03 \x03(\x0b\x32$.brownout.v1.Fingerprint.UnreadEntry\x12\x16\n\x0e\x61t_boottime_ns\x18\x04 \x01(\x12\x12\x0f\n\x07\x62oot_id\x18\x05 \x01(\t\x1a\x46\n\rSectionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.brownout.v1.TextList:\x02\x38\x01\x1a-\n\x0bUnreadEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xbf\x01\n\nOrderReply\x12\x10\n\x08\x66\x61ult_id\x18\x01 \x01(\t\x12\x30\n\x07outcome\x18\x02 \x01(\x0e\x32\x1f.brownout.v1.OrderReply.Outcome\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t\"M\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x41\x43\x43\x45PTED\x10\x01\x12\x0b\n\x07REFUSED\x10\x02\x12\x0e\n\nINDEFINITE\x10\x03\"\xde\x01\n\x0b\x46\x61ultReport\x12\x10\n\x08\x66\x61ult_id\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.brownout.v1.FaultState\x12\x16\n\x0e\x61t_boottime_ns\x18\x03 \x01(\x12\x12(\n\tend_cause\x18\x04 \x01(\x0e\x32\x15.brownout.v1.EndCause\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0f\n\x07residue\x18\x06 \x03(\t\x12#\n\x06\x65\x66\x66\x65\x63t\x18\x07 \x01(\x0b\x32\x13.brownout.v1.Effect\x12\x0c\n\x04kind\x18\x08 \x01(\t\"\xa0\x01\n\x06\x45\x66\x66\x65\x63t\x12\r\n\x05\x61sked\x18\x01 \x01(\x01\x12\x10\n\x08\x61\x63hieved\x18\x02 \x01(\x01\x12\x10\n\x08measured\x18\x03 \x01(\x08\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\x0e\n\x06proved\x18\x05 \x01(\x08\x12\x13\n\x0b\x65xplanation\x18\x06 \x01(\t\x12\x0f\n\x07samples\x18\x07 \x01(\r\x12\x0e\n\x06lowest\x18\x08 \x01(\x01\x12\x0f\n\x07highest\x18\t \x01(\x01\"H\n\nCapability\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04\x61\x62le\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t*h\n\nFaultState\x12\x1b\n\x17\x46\x41ULT_STATE_UNSPECIFIED\x10\x00\x12\x0c\n\x08RECORDED\x10\x01\x12\n\n\x06\x41\x43TIVE\x10\x02\x12\x0b\n\x07UNDOING\x10\x03\x12\t\n\x05\x43LEAN\x10\x04\x12\x0b\n\x07RESIDUE\x10\x05*\xab\x01\n\x08\x45ndCause\x12\x19\n\x15\x45ND_CAUSE_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x44URATION\x10\x01\x12\x0b\n\x07STOPPED\x10\x02\x12\x0e\n\nLEASE_LOST\x10\x03\x12\x10\n\x0c\x41PPLY_FAILED\x10\x04\x12\x0f\n\x0bHOLDER_DIED\x10\x05\x12\n\n\x06REAPED\x10\x06\x12\x0c\n\x08SHUTDOWN\x10\x07\x12\n\n\x06HALTED\x10\x08\x12\x10\n\x0c\x43ONTROL_LOST\x10\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,30 +33,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INJECT_PARAMETERSENTRY']._loaded_options = None
   _globals['_INJECT_PARAMETERSENTRY']._serialized_options = b'8\001'
-  _globals['_FAULTSTATE']._serialized_start=1204
-  _globals['_FAULTSTATE']._serialized_end=1308
-  _globals['_ENDCAUSE']._serialized_start=1311
-  _globals['_ENDCAUSE']._serialized_end=1452
+  _globals['_FINGERPRINT_SECTIONSENTRY']._loaded_options = None
+  _globals['_FINGERPRINT_SECTIONSENTRY']._serialized_options = b'8\001'
+  _globals['_FINGERPRINT_UNREADENTRY']._loaded_options = None
+  _globals['_FINGERPRINT_UNREADENTRY']._serialized_options = b'8\001'
+  _globals['_FAULTSTATE']._serialized_start=1713
+  _globals['_FAULTSTATE']._serialized_end=1817
+  _globals['_ENDCAUSE']._serialized_start=1820
+  _globals['_ENDCAUSE']._serialized_end=1991
   _globals['_VALUE']._serialized_start=47
   _globals['_VALUE']._serialized_end=171
   _globals['_TEXTLIST']._serialized_start=173
   _globals['_TEXTLIST']._serialized_end=198
   _globals['_INJECT']._serialized_start=201
-  _globals['_INJECT']._serialized_end=460
-  _globals['_INJECT_PARAMETERSENTRY']._serialized_start=391
-  _globals['_INJECT_PARAMETERSENTRY']._serialized_end=460
-  _globals['_STOP']._serialized_start=462
-  _globals['_STOP']._serialized_end=517
-  _globals['_RENEWLEASE']._serialized_start=519
-  _globals['_RENEWLEASE']._serialized_end=546
-  _globals['_ORDERREPLY']._serialized_start=549
-  _globals['_ORDERREPLY']._serialized_end=740
-  _globals['_ORDERREPLY_OUTCOME']._serialized_start=663
-  _globals['_ORDERREPLY_OUTCOME']._serialized_end=740
-  _globals['_FAULTREPORT']._serialized_start=743
-  _globals['_FAULTREPORT']._serialized_end=965
-  _globals['_EFFECT']._serialized_start=968
-  _globals['_EFFECT']._serialized_end=1128
-  _globals['_CAPABILITY']._serialized_start=1130
-  _globals['_CAPABILITY']._serialized_end=1202
+  _globals['_INJECT']._serialized_end=495
+  _globals['_INJECT_PARAMETERSENTRY']._serialized_start=426
+  _globals['_INJECT_PARAMETERSENTRY']._serialized_end=495
+  _globals['_STOP']._serialized_start=497
+  _globals['_STOP']._serialized_end=552
+  _globals['_RENEWLEASE']._serialized_start=554
+  _globals['_RENEWLEASE']._serialized_end=581
+  _globals['_HALT']._serialized_start=583
+  _globals['_HALT']._serialized_end=622
+  _globals['_HALTED']._serialized_start=624
+  _globals['_HALTED']._serialized_end=700
+  _globals['_TAKEFINGERPRINT']._serialized_start=702
+  _globals['_TAKEFINGERPRINT']._serialized_end=743
+  _globals['_FINGERPRINT']._serialized_start=746
+  _globals['_FINGERPRINT']._serialized_end=1055
+  _globals['_FINGERPRINT_SECTIONSENTRY']._serialized_start=938
+  _globals['_FINGERPRINT_SECTIONSENTRY']._serialized_end=1008
+  _globals['_FINGERPRINT_UNREADENTRY']._serialized_start=1010
+  _globals['_FINGERPRINT_UNREADENTRY']._serialized_end=1055
+  _globals['_ORDERREPLY']._serialized_start=1058
+  _globals['_ORDERREPLY']._serialized_end=1249
+  _globals['_ORDERREPLY_OUTCOME']._serialized_start=1172
+  _globals['_ORDERREPLY_OUTCOME']._serialized_end=1249
+  _globals['_FAULTREPORT']._serialized_start=1252
+  _globals['_FAULTREPORT']._serialized_end=1474
+  _globals['_EFFECT']._serialized_start=1477
+  _globals['_EFFECT']._serialized_end=1637
+  _globals['_CAPABILITY']._serialized_start=1639
+  _globals['_CAPABILITY']._serialized_end=1711
 # @@protoc_insertion_point(module_scope)

@@ -73,6 +73,10 @@ class _EndCauseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     """the injector died; the reaper or a later injector undid it"""
     SHUTDOWN: _EndCause.ValueType  # 7
     """the injector was asked to end"""
+    HALTED: _EndCause.ValueType  # 8
+    """a halt of this host: its STOP file, `brownout-injector halt`, or the controller's lever"""
+    CONTROL_LOST: _EndCause.ValueType  # 9
+    """on trial it cut the agent's own connection or SSH, so it undid itself"""
 
 class EndCause(_EndCause, metaclass=_EndCauseEnumTypeWrapper):
     """Why a fault ended."""
@@ -92,6 +96,10 @@ REAPED: EndCause.ValueType  # 6
 """the injector died; the reaper or a later injector undid it"""
 SHUTDOWN: EndCause.ValueType  # 7
 """the injector was asked to end"""
+HALTED: EndCause.ValueType  # 8
+"""a halt of this host: its STOP file, `brownout-injector halt`, or the controller's lever"""
+CONTROL_LOST: EndCause.ValueType  # 9
+"""on trial it cut the agent's own connection or SSH, so it undid itself"""
 Global___EndCause: typing_extensions.TypeAlias = EndCause
 
 @typing.final
@@ -174,6 +182,8 @@ class Inject(google.protobuf.message.Message):
     DURATION_MS_FIELD_NUMBER: builtins.int
     LEASE_MS_FIELD_NUMBER: builtins.int
     RUN_ID_FIELD_NUMBER: builtins.int
+    AGENT_ID_FIELD_NUMBER: builtins.int
+    SESSION_FIELD_NUMBER: builtins.int
     fault_id: builtins.str
     """unique for ever; the same id twice is the same order"""
     epoch: builtins.int
@@ -186,6 +196,10 @@ class Inject(google.protobuf.message.Message):
     lease_ms: builtins.int
     """without a renewal for this long, the host undoes the fault by itself"""
     run_id: builtins.str
+    agent_id: builtins.str
+    """the agent that it is for; any other refuses it"""
+    session: builtins.int
+    """the number that this stream's Welcome named; a replayed order carries another"""
     @property
     def parameters(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___Value]: ...
     def __init__(
@@ -199,8 +213,10 @@ class Inject(google.protobuf.message.Message):
         duration_ms: builtins.int = ...,
         lease_ms: builtins.int = ...,
         run_id: builtins.str = ...,
+        agent_id: builtins.str = ...,
+        session: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["duration_ms", b"duration_ms", "environment", b"environment", "epoch", b"epoch", "fault_id", b"fault_id", "kind", b"kind", "lease_ms", b"lease_ms", "parameters", b"parameters", "run_id", b"run_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "duration_ms", b"duration_ms", "environment", b"environment", "epoch", b"epoch", "fault_id", b"fault_id", "kind", b"kind", "lease_ms", b"lease_ms", "parameters", b"parameters", "run_id", b"run_id", "session", b"session"]) -> None: ...
 
 Global___Inject: typing_extensions.TypeAlias = Inject
 
@@ -245,6 +261,139 @@ class RenewLease(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["epoch", b"epoch"]) -> None: ...
 
 Global___RenewLease: typing_extensions.TypeAlias = RenewLease
+
+@typing.final
+class Halt(google.protobuf.message.Message):
+    """End every fault of this host now and say when the kernel was seen clean of them. Always allowed, from anybody."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HALT_ID_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    halt_id: builtins.str
+    reason: builtins.str
+    def __init__(
+        self,
+        *,
+        halt_id: builtins.str = ...,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["halt_id", b"halt_id", "reason", b"reason"]) -> None: ...
+
+Global___Halt: typing_extensions.TypeAlias = Halt
+
+@typing.final
+class Halted(google.protobuf.message.Message):
+    """The answer to Halt. `clean` is said only after every fault was verified gone; the rest is named."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HALT_ID_FIELD_NUMBER: builtins.int
+    CLEAN_FIELD_NUMBER: builtins.int
+    REMAINING_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    halt_id: builtins.str
+    clean: builtins.bool
+    message: builtins.str
+    @property
+    def remaining(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """fault ids that are not verified gone"""
+
+    def __init__(
+        self,
+        *,
+        halt_id: builtins.str = ...,
+        clean: builtins.bool = ...,
+        remaining: collections.abc.Iterable[builtins.str] | None = ...,
+        message: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["clean", b"clean", "halt_id", b"halt_id", "message", b"message", "remaining", b"remaining"]) -> None: ...
+
+Global___Halted: typing_extensions.TypeAlias = Halted
+
+@typing.final
+class TakeFingerprint(google.protobuf.message.Message):
+    """Read what faults could leave behind."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FINGERPRINT_ID_FIELD_NUMBER: builtins.int
+    fingerprint_id: builtins.str
+    def __init__(
+        self,
+        *,
+        fingerprint_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["fingerprint_id", b"fingerprint_id"]) -> None: ...
+
+Global___TakeFingerprint: typing_extensions.TypeAlias = TakeFingerprint
+
+@typing.final
+class Fingerprint(google.protobuf.message.Message):
+    """What was read, one section a subject ("nft", "qdiscs"), each a list of lines that can be compared."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class SectionsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> Global___TextList: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: Global___TextList | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    @typing.final
+    class UnreadEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    FINGERPRINT_ID_FIELD_NUMBER: builtins.int
+    SECTIONS_FIELD_NUMBER: builtins.int
+    UNREAD_FIELD_NUMBER: builtins.int
+    AT_BOOTTIME_NS_FIELD_NUMBER: builtins.int
+    BOOT_ID_FIELD_NUMBER: builtins.int
+    fingerprint_id: builtins.str
+    at_boottime_ns: builtins.int
+    boot_id: builtins.str
+    @property
+    def sections(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___TextList]: ...
+    @property
+    def unread(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """section -> why it could not be read"""
+
+    def __init__(
+        self,
+        *,
+        fingerprint_id: builtins.str = ...,
+        sections: collections.abc.Mapping[builtins.str, Global___TextList] | None = ...,
+        unread: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        at_boottime_ns: builtins.int = ...,
+        boot_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_boottime_ns", b"at_boottime_ns", "boot_id", b"boot_id", "fingerprint_id", b"fingerprint_id", "sections", b"sections", "unread", b"unread"]) -> None: ...
+
+Global___Fingerprint: typing_extensions.TypeAlias = Fingerprint
 
 @typing.final
 class OrderReply(google.protobuf.message.Message):

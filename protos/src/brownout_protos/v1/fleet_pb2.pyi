@@ -87,6 +87,9 @@ class AgentMessage(google.protobuf.message.Message):
     LEASE_FIELD_NUMBER: builtins.int
     OBSERVER_ERROR_FIELD_NUMBER: builtins.int
     OBSERVER_ENDED_FIELD_NUMBER: builtins.int
+    HALTED_FIELD_NUMBER: builtins.int
+    FINGERPRINT_FIELD_NUMBER: builtins.int
+    PING_FIELD_NUMBER: builtins.int
     @property
     def hello(self) -> Global___Hello: ...
     @property
@@ -105,6 +108,12 @@ class AgentMessage(google.protobuf.message.Message):
     def observer_error(self) -> Global___ObserverError: ...
     @property
     def observer_ended(self) -> Global___ObserverEnded: ...
+    @property
+    def halted(self) -> brownout_protos.v1.fault_pb2.Halted: ...
+    @property
+    def fingerprint(self) -> brownout_protos.v1.fault_pb2.Fingerprint: ...
+    @property
+    def ping(self) -> Global___Ping: ...
     def __init__(
         self,
         *,
@@ -117,10 +126,13 @@ class AgentMessage(google.protobuf.message.Message):
         lease: Global___LeaseStatus | None = ...,
         observer_error: Global___ObserverError | None = ...,
         observer_ended: Global___ObserverEnded | None = ...,
+        halted: brownout_protos.v1.fault_pb2.Halted | None = ...,
+        fingerprint: brownout_protos.v1.fault_pb2.Fingerprint | None = ...,
+        ping: Global___Ping | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["body", b"body", "clock", b"clock", "hello", b"hello", "lease", b"lease", "observer_ended", b"observer_ended", "observer_error", b"observer_error", "reply", b"reply", "report", b"report", "samples", b"samples", "watch", b"watch"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["body", b"body", "clock", b"clock", "hello", b"hello", "lease", b"lease", "observer_ended", b"observer_ended", "observer_error", b"observer_error", "reply", b"reply", "report", b"report", "samples", b"samples", "watch", b"watch"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["hello", "reply", "report", "samples", "watch", "clock", "lease", "observer_error", "observer_ended"] | None: ...
+    def HasField(self, field_name: typing.Literal["body", b"body", "clock", b"clock", "fingerprint", b"fingerprint", "halted", b"halted", "hello", b"hello", "lease", b"lease", "observer_ended", b"observer_ended", "observer_error", b"observer_error", "ping", b"ping", "reply", b"reply", "report", b"report", "samples", b"samples", "watch", b"watch"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["body", b"body", "clock", b"clock", "fingerprint", b"fingerprint", "halted", b"halted", "hello", b"hello", "lease", b"lease", "observer_ended", b"observer_ended", "observer_error", b"observer_error", "ping", b"ping", "reply", b"reply", "report", b"report", "samples", b"samples", "watch", b"watch"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["hello", "reply", "report", "samples", "watch", "clock", "lease", "observer_error", "observer_ended", "halted", "fingerprint", "ping"] | None: ...
 
 Global___AgentMessage: typing_extensions.TypeAlias = AgentMessage
 
@@ -369,6 +381,9 @@ class ControllerMessage(google.protobuf.message.Message):
     OBSERVE_FIELD_NUMBER: builtins.int
     END_OBSERVE_FIELD_NUMBER: builtins.int
     BYE_FIELD_NUMBER: builtins.int
+    HALT_FIELD_NUMBER: builtins.int
+    FINGERPRINT_FIELD_NUMBER: builtins.int
+    PONG_FIELD_NUMBER: builtins.int
     @property
     def welcome(self) -> Global___Welcome: ...
     @property
@@ -385,6 +400,12 @@ class ControllerMessage(google.protobuf.message.Message):
     def end_observe(self) -> Global___EndObserve: ...
     @property
     def bye(self) -> Global___Bye: ...
+    @property
+    def halt(self) -> brownout_protos.v1.fault_pb2.Halt: ...
+    @property
+    def fingerprint(self) -> brownout_protos.v1.fault_pb2.TakeFingerprint: ...
+    @property
+    def pong(self) -> Global___Pong: ...
     def __init__(
         self,
         *,
@@ -396,12 +417,47 @@ class ControllerMessage(google.protobuf.message.Message):
         observe: Global___Observe | None = ...,
         end_observe: Global___EndObserve | None = ...,
         bye: Global___Bye | None = ...,
+        halt: brownout_protos.v1.fault_pb2.Halt | None = ...,
+        fingerprint: brownout_protos.v1.fault_pb2.TakeFingerprint | None = ...,
+        pong: Global___Pong | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["body", b"body", "bye", b"bye", "clock", b"clock", "end_observe", b"end_observe", "inject", b"inject", "observe", b"observe", "renew", b"renew", "stop", b"stop", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["body", b"body", "bye", b"bye", "clock", b"clock", "end_observe", b"end_observe", "inject", b"inject", "observe", b"observe", "renew", b"renew", "stop", b"stop", "welcome", b"welcome"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["welcome", "inject", "stop", "renew", "clock", "observe", "end_observe", "bye"] | None: ...
+    def HasField(self, field_name: typing.Literal["body", b"body", "bye", b"bye", "clock", b"clock", "end_observe", b"end_observe", "fingerprint", b"fingerprint", "halt", b"halt", "inject", b"inject", "observe", b"observe", "pong", b"pong", "renew", b"renew", "stop", b"stop", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["body", b"body", "bye", b"bye", "clock", b"clock", "end_observe", b"end_observe", "fingerprint", b"fingerprint", "halt", b"halt", "inject", b"inject", "observe", b"observe", "pong", b"pong", "renew", b"renew", "stop", b"stop", "welcome", b"welcome"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["welcome", "inject", "stop", "renew", "clock", "observe", "end_observe", "bye", "halt", "fingerprint", "pong"] | None: ...
 
 Global___ControllerMessage: typing_extensions.TypeAlias = ControllerMessage
+
+@typing.final
+class Ping(google.protobuf.message.Message):
+    """The agent asks whether its stream still carries both ways."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: builtins.int
+    number: builtins.int
+    def __init__(
+        self,
+        *,
+        number: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["number", b"number"]) -> None: ...
+
+Global___Ping: typing_extensions.TypeAlias = Ping
+
+@typing.final
+class Pong(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: builtins.int
+    number: builtins.int
+    def __init__(
+        self,
+        *,
+        number: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["number", b"number"]) -> None: ...
+
+Global___Pong: typing_extensions.TypeAlias = Pong
 
 @typing.final
 class Welcome(google.protobuf.message.Message):
@@ -412,11 +468,24 @@ class Welcome(google.protobuf.message.Message):
     EPOCH_FIELD_NUMBER: builtins.int
     LEASE_MS_FIELD_NUMBER: builtins.int
     RENEW_EVERY_MS_FIELD_NUMBER: builtins.int
+    SESSION_FIELD_NUMBER: builtins.int
+    AGENT_ID_FIELD_NUMBER: builtins.int
+    CONTROLLERS_FIELD_NUMBER: builtins.int
+    AUTHORITY_PEM_FIELD_NUMBER: builtins.int
     controller_version: builtins.str
     cluster: builtins.str
     epoch: builtins.int
     lease_ms: builtins.int
     renew_every_ms: builtins.int
+    session: builtins.int
+    """every order on this stream names it"""
+    agent_id: builtins.str
+    authority_pem: builtins.bytes
+    """the authorities to trust from now on; two while they are being rotated"""
+    @property
+    def controllers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """HOST:PORT of every controller of the cluster, this one first"""
+
     def __init__(
         self,
         *,
@@ -425,8 +494,12 @@ class Welcome(google.protobuf.message.Message):
         epoch: builtins.int = ...,
         lease_ms: builtins.int = ...,
         renew_every_ms: builtins.int = ...,
+        session: builtins.int = ...,
+        agent_id: builtins.str = ...,
+        controllers: collections.abc.Iterable[builtins.str] | None = ...,
+        authority_pem: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cluster", b"cluster", "controller_version", b"controller_version", "epoch", b"epoch", "lease_ms", b"lease_ms", "renew_every_ms", b"renew_every_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "authority_pem", b"authority_pem", "cluster", b"cluster", "controller_version", b"controller_version", "controllers", b"controllers", "epoch", b"epoch", "lease_ms", b"lease_ms", "renew_every_ms", b"renew_every_ms", "session", b"session"]) -> None: ...
 
 Global___Welcome: typing_extensions.TypeAlias = Welcome
 

@@ -28,6 +28,9 @@ class ToInjector(google.protobuf.message.Message):
     STOP_FIELD_NUMBER: builtins.int
     RENEW_FIELD_NUMBER: builtins.int
     INSPECT_FIELD_NUMBER: builtins.int
+    HALT_FIELD_NUMBER: builtins.int
+    FINGERPRINT_FIELD_NUMBER: builtins.int
+    CONTROL_ALIVE_FIELD_NUMBER: builtins.int
     @property
     def attach(self) -> Global___Attach: ...
     @property
@@ -38,6 +41,12 @@ class ToInjector(google.protobuf.message.Message):
     def renew(self) -> brownout_protos.v1.fault_pb2.RenewLease: ...
     @property
     def inspect(self) -> Global___Inspect: ...
+    @property
+    def halt(self) -> brownout_protos.v1.fault_pb2.Halt: ...
+    @property
+    def fingerprint(self) -> brownout_protos.v1.fault_pb2.TakeFingerprint: ...
+    @property
+    def control_alive(self) -> Global___ControlAlive: ...
     def __init__(
         self,
         *,
@@ -46,10 +55,13 @@ class ToInjector(google.protobuf.message.Message):
         stop: brownout_protos.v1.fault_pb2.Stop | None = ...,
         renew: brownout_protos.v1.fault_pb2.RenewLease | None = ...,
         inspect: Global___Inspect | None = ...,
+        halt: brownout_protos.v1.fault_pb2.Halt | None = ...,
+        fingerprint: brownout_protos.v1.fault_pb2.TakeFingerprint | None = ...,
+        control_alive: Global___ControlAlive | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["attach", b"attach", "body", b"body", "inject", b"inject", "inspect", b"inspect", "renew", b"renew", "stop", b"stop"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attach", b"attach", "body", b"body", "inject", b"inject", "inspect", b"inspect", "renew", b"renew", "stop", b"stop"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["attach", "inject", "stop", "renew", "inspect"] | None: ...
+    def HasField(self, field_name: typing.Literal["attach", b"attach", "body", b"body", "control_alive", b"control_alive", "fingerprint", b"fingerprint", "halt", b"halt", "inject", b"inject", "inspect", b"inspect", "renew", b"renew", "stop", b"stop"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attach", b"attach", "body", b"body", "control_alive", b"control_alive", "fingerprint", b"fingerprint", "halt", b"halt", "inject", b"inject", "inspect", b"inspect", "renew", b"renew", "stop", b"stop"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["attach", "inject", "stop", "renew", "inspect", "halt", "fingerprint", "control_alive"] | None: ...
 
 Global___ToInjector: typing_extensions.TypeAlias = ToInjector
 
@@ -110,6 +122,9 @@ class FromInjector(google.protobuf.message.Message):
     REPLY_FIELD_NUMBER: builtins.int
     REPORT_FIELD_NUMBER: builtins.int
     INSPECTION_FIELD_NUMBER: builtins.int
+    HALTED_FIELD_NUMBER: builtins.int
+    FINGERPRINT_FIELD_NUMBER: builtins.int
+    CONTROL_TRIAL_FIELD_NUMBER: builtins.int
     @property
     def attached(self) -> Global___Attached: ...
     @property
@@ -118,6 +133,12 @@ class FromInjector(google.protobuf.message.Message):
     def report(self) -> brownout_protos.v1.fault_pb2.FaultReport: ...
     @property
     def inspection(self) -> Global___Inspection: ...
+    @property
+    def halted(self) -> brownout_protos.v1.fault_pb2.Halted: ...
+    @property
+    def fingerprint(self) -> brownout_protos.v1.fault_pb2.Fingerprint: ...
+    @property
+    def control_trial(self) -> Global___ControlTrial: ...
     def __init__(
         self,
         *,
@@ -125,12 +146,54 @@ class FromInjector(google.protobuf.message.Message):
         reply: brownout_protos.v1.fault_pb2.OrderReply | None = ...,
         report: brownout_protos.v1.fault_pb2.FaultReport | None = ...,
         inspection: Global___Inspection | None = ...,
+        halted: brownout_protos.v1.fault_pb2.Halted | None = ...,
+        fingerprint: brownout_protos.v1.fault_pb2.Fingerprint | None = ...,
+        control_trial: Global___ControlTrial | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["attached", b"attached", "body", b"body", "inspection", b"inspection", "reply", b"reply", "report", b"report"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attached", b"attached", "body", b"body", "inspection", b"inspection", "reply", b"reply", "report", b"report"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["attached", "reply", "report", "inspection"] | None: ...
+    def HasField(self, field_name: typing.Literal["attached", b"attached", "body", b"body", "control_trial", b"control_trial", "fingerprint", b"fingerprint", "halted", b"halted", "inspection", b"inspection", "reply", b"reply", "report", b"report"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attached", b"attached", "body", b"body", "control_trial", b"control_trial", "fingerprint", b"fingerprint", "halted", b"halted", "inspection", b"inspection", "reply", b"reply", "report", b"report"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["attached", "reply", "report", "inspection", "halted", "fingerprint", "control_trial"] | None: ...
 
 Global___FromInjector: typing_extensions.TypeAlias = FromInjector
+
+@typing.final
+class ControlTrial(google.protobuf.message.Message):
+    """A network fault is in effect on trial: it undoes itself unless the agent proves within `within_ms` that its
+    connection to the controller still carries a question and an answer.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FAULT_ID_FIELD_NUMBER: builtins.int
+    WITHIN_MS_FIELD_NUMBER: builtins.int
+    fault_id: builtins.str
+    within_ms: builtins.int
+    def __init__(
+        self,
+        *,
+        fault_id: builtins.str = ...,
+        within_ms: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["fault_id", b"fault_id", "within_ms", b"within_ms"]) -> None: ...
+
+Global___ControlTrial: typing_extensions.TypeAlias = ControlTrial
+
+@typing.final
+class ControlAlive(google.protobuf.message.Message):
+    """The proof: a question asked after the trial began was answered."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FAULT_ID_FIELD_NUMBER: builtins.int
+    fault_id: builtins.str
+    def __init__(
+        self,
+        *,
+        fault_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["fault_id", b"fault_id"]) -> None: ...
+
+Global___ControlAlive: typing_extensions.TypeAlias = ControlAlive
 
 @typing.final
 class Attached(google.protobuf.message.Message):

@@ -1,8 +1,8 @@
-"""The tables, as SQLAlchemy Core knows them. Times are nanoseconds since the Unix epoch."""
+"""Runs and their events."""
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Column, ForeignKey, Integer, LargeBinary, String, Table, Text
 
-metadata = MetaData()
+from brownout_controller.store.schema.metadata import metadata
 
 runs = Table(
     "run",
@@ -29,29 +29,4 @@ events = Table(
     Column("subject", Text, nullable=False),
     Column("host", Text, nullable=False),
     Column("message", Text, nullable=False),
-)
-
-tokens = Table(
-    "join_token",
-    metadata,
-    Column("digest", String(64), primary_key=True),  # SHA-256 of a random secret; the secret itself is nowhere
-    Column("expires_ns", BigInteger, nullable=False),
-    Column("used_ns", BigInteger),
-    Column("agent_id", String(36)),
-)
-
-agents = Table(
-    "agent",
-    metadata,
-    Column("agent_id", String(36), primary_key=True),
-    Column("enrolled_ns", BigInteger, nullable=False),
-    Column("host", Text),
-    Column("seen_ns", BigInteger),
-)
-
-epochs = Table(
-    "owner_epoch",
-    metadata,
-    Column("epoch", Integer, primary_key=True, autoincrement=True),
-    Column("taken_ns", BigInteger, nullable=False),
 )
