@@ -37,7 +37,7 @@ def membership(serving: Controller, name: str = "app-1") -> Membership:
 
 
 async def joined(serving: Controller, folder: Path, name: str = "app-1") -> Path:
-    await join(folder, membership(serving, name), serving.store.create_token(), serving.authority.pin, wait_s=5)
+    await join(folder, membership(serving, name), serving.identities.create_token(), serving.authority.pin, wait_s=5)
     return folder
 
 
@@ -72,7 +72,7 @@ def test_an_agent_joins_by_token_and_pin_and_its_clock_is_measured(tmp_path: Pat
 def test_a_token_is_good_once(tmp_path: Path) -> None:
     async def story() -> None:
         async with controller(tmp_path / "c") as serving:
-            token = serving.store.create_token()
+            token = serving.identities.create_token()
             await join(tmp_path / "a", membership(serving), token, serving.authority.pin, wait_s=5)
             with pytest.raises(JoinError, match="the token is not good"):
                 await join(tmp_path / "b", membership(serving), token, serving.authority.pin, wait_s=5)
@@ -84,7 +84,7 @@ def test_a_token_is_good_once(tmp_path: Path) -> None:
 def test_of_many_that_show_one_token_at_once_one_gets_in(tmp_path: Path) -> None:
     async def story() -> None:
         async with controller(tmp_path / "c") as serving:
-            token = serving.store.create_token()
+            token = serving.identities.create_token()
             tries = [
                 join(tmp_path / f"a{n}", membership(serving), token, serving.authority.pin, wait_s=5) for n in range(8)
             ]
@@ -97,7 +97,7 @@ def test_of_many_that_show_one_token_at_once_one_gets_in(tmp_path: Path) -> None
 def test_an_expired_token_is_refused(tmp_path: Path) -> None:
     async def story() -> None:
         async with controller(tmp_path / "c") as serving:
-            token = serving.store.create_token(ttl_s=-1)
+            token = serving.identities.create_token(ttl_s=-1)
             with pytest.raises(JoinError, match="the token is not good"):
                 await join(tmp_path / "a", membership(serving), token, serving.authority.pin, wait_s=5)
 
@@ -107,7 +107,7 @@ def test_an_expired_token_is_refused(tmp_path: Path) -> None:
 def test_a_controller_with_another_pin_is_not_trusted_and_gets_no_token(tmp_path: Path) -> None:
     async def story() -> None:
         async with controller(tmp_path / "c") as serving:
-            token = serving.store.create_token()
+            token = serving.identities.create_token()
             with pytest.raises(JoinError, match="shows no authority with the pin"):
                 await join(tmp_path / "a", membership(serving), token, "sha256:" + "0" * 64, wait_s=5)
             await join(tmp_path / "b", membership(serving), token, serving.authority.pin, wait_s=5)

@@ -15,6 +15,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from brownout_controller.serving import Controller, open_authority, serve_fleet
+from brownout_controller.store.database import Database
+from brownout_controller.store.identities import Identities
 from brownout_controller.store.store import Store
 
 READY_TIMEOUT_S = 20.0
@@ -39,8 +41,9 @@ async def serve_one_machine(store: Store, labels: Mapping[str, str]) -> AsyncIte
     """
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="brownout-")))
-        identities = Store(folder / "identities")
-        stack.callback(identities.close)
+        database = Database.in_folder(folder / "identities")
+        stack.callback(database.close)
+        identities = Identities(database)
         authority = open_authority(folder)
         controller = await stack.enter_async_context(serve_fleet(store, authority, "127.0.0.1", 0, identities))
         socket = folder / "injector.sock"

@@ -8,6 +8,7 @@ from pathlib import Path
 from brownout_controller.fleet.authority import Authority
 from brownout_controller.fleet.server import FleetServer, FleetService
 from brownout_controller.fleet.sessions import Fleet
+from brownout_controller.store.identities import Identities
 from brownout_controller.store.store import Store
 
 
@@ -17,6 +18,7 @@ class Controller:
 
     fleet: Fleet
     store: Store
+    identities: Identities
     authority: Authority
     epoch: int
     host: str
@@ -31,19 +33,19 @@ def open_authority(data_dir: Path) -> Authority:
 
 @asynccontextmanager
 async def serve_fleet(
-    store: Store, authority: Authority, host: str, port: int, identities: Store | None = None
+    store: Store, authority: Authority, host: str, port: int, identities: Identities | None = None
 ) -> AsyncIterator[Controller]:
     """Listen for agents; `identities` keeps tokens and agents where that is not `store` (one-machine mode).
 
     Raises:
         OSError: the address cannot be bound.
     """
-    identities = identities or store
+    identities = identities or Identities(store.database)
     fleet, epoch = Fleet(), identities.take_epoch()
     server = FleetServer(FleetService(fleet, authority, identities, epoch), authority)
     fleet_port, enrol_port = await server.start(host, port)
     try:
-        yield Controller(fleet, store, authority, epoch, host, fleet_port, enrol_port)
+        yield Controller(fleet, store, identities, authority, epoch, host, fleet_port, enrol_port)
     finally:
         fleet.say_bye("this controller ends")
         await server.stop()

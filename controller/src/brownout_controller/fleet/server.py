@@ -19,7 +19,7 @@ from brownout_controller.fleet.clocks import ClockEstimate
 from brownout_controller.fleet.sessions import LEASE_MS, RENEW_EVERY_MS, Arrival, Fleet, HostState
 from brownout_controller.language.experiment import CONTROLLER
 from brownout_controller.store.database import StoreError
-from brownout_controller.store.store import Store, TokenRefused
+from brownout_controller.store.identities import Identities, TokenRefused
 
 SERVER_OPTIONS = (
     ("grpc.keepalive_time_ms", 1_000),
@@ -46,10 +46,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class FleetService(fleet_pb2_grpc.FleetServicer):
     """The three calls. Identity comes from the TLS peer and from nowhere else."""
 
-    def __init__(self, fleet: Fleet, authority: Authority, store: Store, epoch: int) -> None:
+    def __init__(self, fleet: Fleet, authority: Authority, identities: Identities, epoch: int) -> None:
         self._fleet = fleet
         self._authority = authority
-        self._store = store
+        self._identities = identities
         self._epoch = epoch
 
     async def Enrol(self, request: fleet_pb2.EnrolRequest, context: Context) -> fleet_pb2.Certificate:  # noqa: N802
@@ -57,7 +57,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         try:
             # The request is checked first, so that a bad one does not cost the token.
             self._authority.agent_certificate(request.certificate_request_pem, "check")
-            agent_id = self._store.redeem(request.token)
+            agent_id = self._identities.redeem(request.token)
         except RequestRefused as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except TokenRefused as error:
@@ -140,14 +140,14 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
 
     def _note_seen(self, agent_id: str, host: str) -> None:
         try:
-            self._store.saw(agent_id, host)
+            self._identities.saw(agent_id, host)
         except StoreError as error:  # a note for people, and no reason to turn a host away in the middle of a run
             log.warning("%s", error)
 
     async def _identify(self, context: Context) -> str:
         pem = next(iter(context.auth_context().get("x509_pem_cert") or ()), None)
         agent_id = self._authority.agent_id_of(pem) if pem else None
-        if agent_id is None or not self._store.is_enrolled(agent_id):
+        if agent_id is None or not self._identities.is_enrolled(agent_id):
             await context.abort(
                 grpc.StatusCode.PERMISSION_DENIED, "no certificate of an agent that was enrolled here; join again"
             )

@@ -1,10 +1,7 @@
 """The store on SQLite, fully synced. In rollback-journal mode, which SQLite's WAL-reset bug (< 3.51.3) cannot touch."""
 
-import hashlib
 import json
-import secrets
 import time
-import uuid
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,18 +12,11 @@ from sqlalchemy import insert, select, update
 
 from brownout_controller.record import Event
 from brownout_controller.store.database import Database
-from brownout_controller.store.schema import identities, runs
-
-TOKEN_PREFIX = "bo_"  # noqa: S105 - what every token begins with, so that scanners find a leaked one
-TOKEN_TTL_S = 15 * 60
+from brownout_controller.store.schema import runs
 
 
 class RunUnknown(Exception):
     """There is no such run, or no record of it; the text says which."""
-
-
-class TokenRefused(Exception):
-    """The token is unknown, used or too old; which of them is not said to the one who shows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +34,7 @@ class RunLine:
 
 
 class Store:
-    """Everything that is kept, in `folder`/brownout.db."""
+    """Runs and their events, in `folder`/brownout.db; `database` serves whatever else is kept there."""
 
     def __init__(self, folder: Path) -> None:
         """Open or make the store.
@@ -57,57 +47,6 @@ class Store:
     def close(self) -> None:
         """Close every connection."""
         self.database.close()
-
-    # ---- identity ------------------------------------------------------------------------------------------------
-
-    def create_token(self, ttl_s: float = TOKEN_TTL_S) -> str:
-        """A new join token, good once. Only its digest is kept."""
-        token = TOKEN_PREFIX + secrets.token_urlsafe(32)
-        row = {"digest": _digest(token), "expires_ns": time.time_ns() + int(ttl_s * 1e9)}
-        with self.database.writing() as connection:
-            connection.execute(insert(identities.tokens), row)
-        return token
-
-    def redeem(self, token: str) -> str:
-        """Swap a token for a new agent's id; of two that show the same token one gets it.
-
-        Raises:
-            TokenRefused: unknown, used or expired.
-        """
-        now = time.time_ns()
-        agent_id = str(uuid.uuid4())
-        table = identities.tokens
-        fits = (table.c.digest == _digest(token)) & table.c.used_ns.is_(None) & (table.c.expires_ns > now)
-        with self.database.writing() as connection:
-            taken = connection.execute(update(table).where(fits).values(used_ns=now, agent_id=agent_id))
-            if taken.rowcount != 1:
-                raise TokenRefused("the token is not good (unknown, used or expired); next: brownout token create")
-            connection.execute(insert(identities.agents), {"agent_id": agent_id, "enrolled_ns": now})
-        return agent_id
-
-    def is_enrolled(self, agent_id: str) -> bool:
-        """Whether this agent was enrolled here."""
-        with self.database.reading() as connection:
-            found = connection.execute(
-                select(identities.agents.c.agent_id).where(identities.agents.c.agent_id == agent_id)
-            )
-            return found.first() is not None
-
-    def saw(self, agent_id: str, host: str) -> None:
-        """Note which host an agent said it was."""
-        table = identities.agents
-        seen = update(table).where(table.c.agent_id == agent_id).values(host=host, seen_ns=time.time_ns())
-        with self.database.writing() as connection:
-            connection.execute(seen)
-
-    def take_epoch(self) -> int:
-        """A number larger than every controller before this one had; hosts refuse orders with a smaller one."""
-        with self.database.writing() as connection:
-            row = connection.execute(insert(identities.epochs), {"taken_ns": time.time_ns()}).inserted_primary_key
-        assert row is not None
-        return int(row[0])
-
-    # ---- runs ----------------------------------------------------------------------------------------------------
 
     def begin_run(self, name: str, operator: str, plan_digest: str, started_ns: int) -> int:
         """A new run's number."""
@@ -170,7 +109,3 @@ class Store:
             raise RunUnknown(f"run {number} has no record: it is running, or its controller died before the end")
         document: dict[str, Any] = json.loads(zlib.decompress(row[0]))
         return document
-
-
-def _digest(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
