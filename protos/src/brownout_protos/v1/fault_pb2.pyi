@@ -318,13 +318,19 @@ class TakeFingerprint(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     FINGERPRINT_ID_FIELD_NUMBER: builtins.int
+    FOLDERS_FIELD_NUMBER: builtins.int
     fingerprint_id: builtins.str
+    @property
+    def folders(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """where disk faults of this run work: their free space is a part of it"""
+
     def __init__(
         self,
         *,
         fingerprint_id: builtins.str = ...,
+        folders: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["fingerprint_id", b"fingerprint_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["fingerprint_id", b"fingerprint_id", "folders", b"folders"]) -> None: ...
 
 Global___TakeFingerprint: typing_extensions.TypeAlias = TakeFingerprint
 
