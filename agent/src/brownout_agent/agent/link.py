@@ -53,6 +53,12 @@ class InjectorLink:
         self._send(injector_pb2.ToInjector(stop=order))
         return True
 
+    def fingerprint(self, order: fault_pb2.TakeFingerprint) -> bool:
+        """Ask for a fingerprint of the host; False when there is nobody to ask."""
+        if self.attached:
+            self._send(injector_pb2.ToInjector(fingerprint=order))
+        return self.attached
+
     def renew(self, order: fault_pb2.RenewLease) -> None:
         """Pass on that the controller lives."""
         if self.attached:

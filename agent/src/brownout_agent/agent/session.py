@@ -18,6 +18,7 @@ from brownout_agent.agent.identity import SERVER_NAME, Identity, new_request, sa
 from brownout_agent.agent.link import InjectorLink
 from brownout_agent.agent.observers import Observers
 from brownout_agent.agent.outbox import Outbox
+from brownout_agent.fingerprint import nothing_read, to_wire
 from brownout_agent.kernel.clock import boot_id, boottime_ns
 
 CHANNEL_OPTIONS = (
@@ -152,8 +153,9 @@ class Agent:
             case "stop":
                 self._stop(message.stop)
             case "renew":
-                if message.renew.epoch >= self._epoch:
-                    self._link.renew(message.renew)
+                self._renew(message.renew)
+            case "fingerprint":
+                self._ask_fingerprint(message.fingerprint)
             case "observe":
                 self._observers.start(message.observe)
             case "end_observe":
@@ -167,12 +169,21 @@ class Agent:
         elif not self._link.inject(order):
             self._refuse(order.fault_id, self._link.trouble, "start brownout-injector on the host")
 
+    def _renew(self, order: fault_pb2.RenewLease) -> None:
+        if order.epoch >= self._epoch:
+            self._link.renew(order)
+
     def _stop(self, order: fault_pb2.Stop) -> None:
         # A stop is obeyed from any controller: stopping never needs a permit.
         if not self._link.stop(order):
             outcome = fault_pb2.OrderReply.INDEFINITE
             reply = fault_pb2.OrderReply(fault_id=order.fault_id, outcome=outcome, reason=self._link.trouble)
             self._outbox.put(fleet_pb2.AgentMessage(reply=reply))
+
+    def _ask_fingerprint(self, order: fault_pb2.TakeFingerprint) -> None:
+        if not self._link.fingerprint(order):
+            fingerprint = to_wire(nothing_read(self._link.trouble), order.fingerprint_id)
+            self._outbox.put(fleet_pb2.AgentMessage(fingerprint=fingerprint))
 
     def _refuse(self, fault_id: str, reason: str, remedy: str = "") -> None:
         outcome = fault_pb2.OrderReply.REFUSED
@@ -194,6 +205,8 @@ class Agent:
                 self._outbox.put(fleet_pb2.AgentMessage(reply=message.reply))
             case "report":
                 self._outbox.put(fleet_pb2.AgentMessage(report=message.report))
+            case "fingerprint":
+                self._outbox.put(fleet_pb2.AgentMessage(fingerprint=message.fingerprint))
             case "inspection":
                 self._inspection = message.inspection
                 self._inspected.set()

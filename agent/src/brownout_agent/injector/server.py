@@ -14,8 +14,10 @@ from brownout_protos.v1 import fault_pb2, injector_pb2
 from brownout_agent import __version__
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Capability, Effect, Host, Peer, Refusal
+from brownout_agent.fingerprint import nothing_read, to_wire
 from brownout_agent.frames import FRAME_BYTES_MAX, BadFrame, frame, from_values, read_frame
 from brownout_agent.injector.admission import Order
+from brownout_agent.injector.fingerprint import take_fingerprint
 from brownout_agent.injector.journal import JournalError, Mark
 from brownout_agent.injector.policy import Policy
 from brownout_agent.injector.reaper import Watchdog
@@ -35,6 +37,7 @@ _STATES = {
 }
 _CREDENTIALS = struct.Struct("3i")
 _ORDERS_AT_ONCE = 32
+_LOOKS_AT_ONCE = 4
 _UNREAD_BYTES_MAX = 2**20
 _MESSAGE_CHARS_MAX = 2_000
 _RESIDUE_TOLD = 20
@@ -50,6 +53,7 @@ class Door:
         self._writer: asyncio.StreamWriter | None = None
         self._peers: tuple[Peer, ...] = ()
         self._orders: set[asyncio.Task[None]] = set()
+        self._looks: set[asyncio.Task[None]] = set()
         self.supervisor: Supervisor | None = None
         self.watchdog: Watchdog | None = None
 
@@ -108,6 +112,8 @@ class Door:
                 self._send(injector_pb2.FromInjector(reply=self._stop(message.stop)))
             case "renew":
                 self.supervisor.renew()
+            case "fingerprint":
+                self._look(message.fingerprint)
             case "inspect":
                 self._send(injector_pb2.FromInjector(inspection=await self._inspect(agent_pid)))
             case _:
@@ -131,6 +137,20 @@ class Door:
             if self._writer is not None:
                 self._writer.close()  # whoever waits for the answer learns that there is none
             raise
+
+    def _look(self, asked: fault_pb2.TakeFingerprint) -> None:
+        """Beside the reading, and never many at a time: a file system that hangs keeps its thread for ever."""
+        if len(self._looks) >= _LOOKS_AT_ONCE:
+            fingerprint = nothing_read(f"{_LOOKS_AT_ONCE} looks at this host have not come back yet")
+            self._send(injector_pb2.FromInjector(fingerprint=to_wire(fingerprint, asked.fingerprint_id)))
+            return
+        task = asyncio.create_task(self._tell_fingerprint(asked))
+        self._looks.add(task)
+        task.add_done_callback(self._looks.discard)
+
+    async def _tell_fingerprint(self, asked: fault_pb2.TakeFingerprint) -> None:
+        fingerprint = await asyncio.wrap_future(in_thread(partial(take_fingerprint, tuple(asked.folders))))
+        self._send(injector_pb2.FromInjector(fingerprint=to_wire(fingerprint, asked.fingerprint_id)))
 
     async def _inject(self, inject: fault_pb2.Inject, host: Host) -> fault_pb2.OrderReply:
         assert self.supervisor is not None

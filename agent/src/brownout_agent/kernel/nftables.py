@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 LIBRARY = "libnftables.so.1"
+_OUTPUT_STATELESS = 1 << 1
 _OUTPUT_JSON = 1 << 4
 
 
@@ -83,6 +84,14 @@ class Nftables:
         """
         objects: list[dict[str, Any]] = json.loads(self._run(command, _OUTPUT_JSON))["nftables"]
         return objects
+
+    def ruleset(self) -> str:
+        """Every table as `nft --stateless list ruleset` prints it: without counters and without what has expired when.
+
+        Raises:
+            NftablesError: refused.
+        """
+        return self._run("list ruleset", _OUTPUT_STATELESS)
 
     def _run(self, commands: str, flags: int) -> str:
         self._lib.nft_ctx_output_set_flags(self._context, flags)
