@@ -102,3 +102,18 @@ def test_the_digest_names_what_will_be_done() -> None:
     assert plan(fleet(3)).digest == plan(fleet(3)).digest
     assert plan(fleet(3), seed=1).digest != plan(fleet(3), seed=2).digest
     assert plan(fleet(3), "some").digest != plan(fleet(3), "all").digest
+
+
+def test_the_digest_tells_a_guard_that_a_variable_has_weakened() -> None:
+    text = """
+version: 1
+name: guarded
+vars: {most: 5s}
+probes: {shop: {tcp: "shop.test:80", every: 1s}}
+guards: [{probe: shop, abort_if: "outage > ${vars.most}"}]
+faults: [{inject: cpu.load, target: "role=app", with: {percent: 50}, for: 30s}]
+"""
+    first, second = (
+        make_plan(parse_experiment(text, overrides={"most": most}), fleet(3), 1).digest for most in ("5s", "50m")
+    )
+    assert first != second

@@ -6,16 +6,13 @@ import os
 import secrets
 import signal
 import tempfile
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from brownout_controller.analysis.verdict import judge
 from brownout_controller.cli import validate as checking
 from brownout_controller.cli.fleet_access import Access, open_store, reach
-from brownout_controller.cli.keeping import RunKeeper
 from brownout_controller.cli.live import Live
 from brownout_controller.cli.output import Format, ascii_only, console, fail, progress, show_one
 from brownout_controller.cli.settings import (
@@ -35,14 +32,13 @@ from brownout_controller.language import Checked, InvalidExperiment, check
 from brownout_controller.language.diagnostics import render_all
 from brownout_controller.language.source import read_source
 from brownout_controller.planning.plan import Plan, PlanRefused, make_plan
-from brownout_controller.record import Event
 from brownout_controller.reporting.console import summary
-from brownout_controller.reporting.document import to_document
 from brownout_controller.reporting.files import FORMATS, write_reports
 from brownout_controller.reporting.plan import plan_document, plan_summary
 from brownout_controller.reporting.visible import visible
-from brownout_controller.running.engine import Engine, Outcome
+from brownout_controller.running.conclusion import Conclusion
 from brownout_controller.running.hosts import view_of
+from brownout_controller.running.manager import ActiveRun, RunManager
 from brownout_controller.serving import Controller
 
 SEED_BITS = 32
@@ -126,59 +122,41 @@ async def _run(checked: Checked, access: Access, seed: int, report_dir: Path, fo
     with open_store(access.data_dir) as store:
         async with reach(access, store) as controller:
             made = _make_plan(checked, controller, seed, access)
-            operator = _operator()
-            number = store.begin_run(made.experiment.name, operator, made.digest, time.time_ns())
-            keeper, live = RunKeeper(store, number), Live(made, progress())
-
-            def tell(event: Event) -> None:
-                keeper.take(event)
-                live.take(event)
-
-            engine = Engine(made, controller.fleet, controller.epoch, str(number), operator, tell)
-            outcome = await _until_over(engine, live, keeper)
-        return _conclude(outcome, keeper, report_dir, formats)
+            live = Live(made, progress())
+            manager = RunManager(controller.fleet, store, controller.epoch)
+            run = await manager.begin(made, _operator(), live.take)
+            conclusion = await _until_over(run, live)
+        return _show(conclusion, report_dir, formats)
 
 
-async def _until_over(engine: Engine, live: Live, keeper: RunKeeper) -> Outcome:
-    """The run's outcome; after a second Ctrl-C, how it stood when it was let go."""
-    let_go = asyncio.Event()
+async def _until_over(run: ActiveRun, live: Live) -> Conclusion:
+    """The run's end; after a second Ctrl-C, how it stood when it was let go."""
 
     def interrupted() -> None:
-        if engine.machine.stopped_by:
-            let_go.set()
-        else:
-            engine.halt("Ctrl-C")
+        if not run.engine.machine.stopped_by:
+            run.halt("Ctrl-C")
+            return
+        progress().print("let go: agents and injectors undo what is still on by themselves, at the end of their lease")
+        run.let_go()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupted)
-    running = asyncio.create_task(engine.run())
-    helpers = [asyncio.create_task(live.show(engine)), asyncio.create_task(keeper.keep())]
-    letting_go = asyncio.create_task(let_go.wait())
+    showing = asyncio.create_task(live.show(run.engine))
     try:
-        await asyncio.wait({running, letting_go}, return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            return running.result()
-        progress().print("let go: agents and injectors undo what is still on by themselves, at the end of their lease")
-        return engine.outcome()
+        return await run.over()
     finally:
-        for task in (running, letting_go, *helpers):
-            task.cancel()
-        await asyncio.gather(running, letting_go, *helpers, return_exceptions=True)
+        showing.cancel()
+        await asyncio.gather(showing, return_exceptions=True)
 
 
-def _conclude(outcome: Outcome, keeper: RunKeeper, report_dir: Path, formats: tuple[str, ...]) -> ExitCode:
-    """Judge, keep, report and print. What cannot be kept or written is said, and is never a plain 0."""
-    record = outcome.record
-    findings = judge(record)
-    document = to_document(record, findings)
-    if outcome.refused and not record.stopped_by:
-        headline = f"not steady before the first fault: {outcome.refused[0]}"
-        keeper.finish(document, "refused", int(ExitCode.REFUSED), headline)
-        print_refusal(outcome.refused)
-        return ExitCode.REFUSED
-    keeper.finish(document, findings.verdict, int(findings.exit_code), findings.headline)
-    trouble = [f"the run's record is not kept: {keeper.trouble}"] if keeper.trouble else []
+def _show(conclusion: Conclusion, report_dir: Path, formats: tuple[str, ...]) -> ExitCode:
+    """Report and print. What cannot be kept or written is said, and is never a plain 0."""
+    if conclusion.refused:
+        print_refusal(conclusion.refused)
+        return conclusion.exit_code
+    record, findings = conclusion.record, conclusion.findings
+    trouble = [f"the run's record is not kept: {conclusion.trouble}"] if conclusion.trouble else []
     written: list[Path] = []
     try:
         written = write_reports(record, findings, report_dir, formats)

@@ -92,9 +92,11 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over what will be done: the experiment's text, the seed, the hosts and where each thing runs."""
+        """SHA-256 over what will be done: the experiment with its variables filled in, the seed, the hosts and where
+        each thing runs.
+        """
         done = {
-            "source": self.experiment.source_sha256,
+            "experiment": self.experiment.model_dump(mode="json"),
             "seed": self.seed,
             "faults": [asdict(fault) for fault in self.faults],
             "observers": [asdict(observer) for observer in self.observers],

@@ -64,8 +64,11 @@ class Engine:
         run_id: str,
         operator: str,
         tell: Callable[[Event], None] = lambda _: None,
+        only_hosts: frozenset[str] | None = None,
     ) -> None:
+        """Take a plan; `only_hosts` are all that a target resolved at injection may mean (None: every host)."""
         self._plan = plan
+        self._only_hosts = only_hosts
         self._fleet = fleet
         self._epoch = epoch
         self._tell = tell
@@ -142,9 +145,12 @@ class Engine:
     def _choose(self, name: str) -> None:
         experiment = self._plan.experiment
         spec = next(fault for fault in experiment.faults if fault.name == name)
-        hosts = tuple(view_of(host) for host in self._fleet.connected)
+        hosts = tuple(view_of(host) for host in self._fleet.connected if self._may_mean(host.name))
         chosen = choose_hosts(experiment.target_of(spec), name, hosts, self._plan.seed)
         self._feed(messages.HostsChosen(self.timeline.now(), name, chosen))
+
+    def _may_mean(self, host: str) -> bool:
+        return self._only_hosts is None or host in self._only_hosts
 
     def _inject(self, instance: Instance) -> None:
         self.collector.ordered(instance)
