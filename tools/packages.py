@@ -15,15 +15,17 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-SEARCH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+SEARCH = ":".join(
+    [os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]
+)
 DEMO = {"ip": "iproute2", "nsenter": "util-linux", "nft": "nftables", "haproxy": "haproxy", "nginx": "nginx"}
-TEST = {**DEMO, "chromium": "chromium", "curl": "curl"}
+TEST = {**DEMO, "chromium": "chromium", "curl": "curl", "initdb": "postgresql"}
 BENCH = {**TEST, "stress-ng": "stress-ng", "fio": "fio"}
 PROGRAMS = {"setup": {}, "demo": DEMO, "test": TEST, "bench": BENCH}
 """Program -> package that brings it, by make target."""
 LIBRARIES = {"test": {"libatomic.so.1": "libatomic1"}, "bench": {"libatomic.so.1": "libatomic1"}}
 """Library -> package, by make target: Playwright's own node is linked with it."""
-DAEMONS = ("haproxy", "nginx")
+DAEMONS = ("haproxy", "nginx", "postgresql")
 POLICY = Path("/usr/sbin/policy-rc.d")
 
 

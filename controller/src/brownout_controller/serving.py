@@ -1,7 +1,7 @@
 """A controller that serves a fleet: authority, store and listening ports, opened and closed together."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +39,20 @@ async def serve_fleet(
 
     Raises:
         OSError: the address cannot be bound.
+        StoreError: another controller serves from this SQLite database.
     """
-    identities = identities or Identities(store.database)
+    with ExitStack() as held:
+        if identities is None:
+            held.enter_context(store.database.serving())
+            identities = Identities(store.database)
+        async with _listening(store, authority, host, port, identities) as controller:
+            yield controller
+
+
+@asynccontextmanager
+async def _listening(
+    store: Store, authority: Authority, host: str, port: int, identities: Identities
+) -> AsyncIterator[Controller]:
     fleet, epoch = Fleet(), identities.take_epoch()
     server = FleetServer(FleetService(fleet, authority, identities, epoch), authority)
     fleet_port, enrol_port = await server.start(host, port)
