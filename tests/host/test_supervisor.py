@@ -19,9 +19,11 @@ from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Effect, Facts, Fault, Host, Meter, Record, Refusal
 from brownout_agent.faults.cpu_load import CpuLoad
 from brownout_agent.injector import admission, measuring, supervisor
-from brownout_agent.injector.admission import Order
+from brownout_agent.injector.admission import Admission
 from brownout_agent.injector.holder import Holder, HolderFailed
 from brownout_agent.injector.journal import Journal, Mark
+from brownout_agent.injector.ledger import Ledger
+from brownout_agent.injector.order import Order
 from brownout_agent.injector.policy import EMBEDDED
 from brownout_agent.injector.supervisor import FaultStatus, Supervisor
 from brownout_agent.kernel.processes import all_pids, is_alive, key_of, read_stat
@@ -97,7 +99,7 @@ async def until(condition: Callable[[], bool], within_s: float = WITHIN_S) -> No
 async def house(folder: Path) -> AsyncIterator[House]:
     journal = Journal(folder)
     told: list[FaultStatus] = []
-    it = House(Supervisor(journal, EMBEDDED, told.append), journal, told)
+    it = House(Supervisor(journal, Admission(EMBEDDED, Ledger(folder)), told.append), journal, told)
     it.tasks += [asyncio.create_task(it.supervisor.run()), asyncio.create_task(it.supervisor.retry_leftovers())]
     try:
         yield it

@@ -45,6 +45,8 @@ class FaultParameters(BaseModel):
     """Base of every fault's parameters. A key that the fault does not know refuses the whole order."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    one_of: ClassVar[tuple[str, ...]] = ()
+    """Ways to say how much, of which an order gives exactly one: a policy's ceiling for one binds the others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ _FIRST_STEP_BYTES = 1024 * _MIB
 
 
 class DiskFillParameters(FaultParameters):
+    one_of: ClassVar[tuple[str, ...]] = ("size", "percent", "leave")
     path: str = Field(pattern="^/", description="a folder on the file system that is meant, like /var/lib/postgresql")
     size: SizeBytes | None = Field(default=None, ge=_MIB, description="how much to take, like 10GiB")
     percent: Percent | None = Field(default=None, description="how full the file system becomes, others included")
@@ -42,7 +43,7 @@ class DiskFillParameters(FaultParameters):
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        if sum(way is not None for way in (self.size, self.percent, self.leave)) != 1:
+        if sum(getattr(self, way) is not None for way in self.one_of) != 1:
             raise ValueError("give exactly one of `size`, `percent` and `leave`")
         return self
 

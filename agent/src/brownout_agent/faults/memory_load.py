@@ -48,6 +48,7 @@ _GROW_UNTIL_READY_S = 10.0
 
 
 class MemoryLoadParameters(FaultParameters):
+    one_of: ClassVar[tuple[str, ...]] = ("size", "percent")
     size: SizeBytes | None = Field(default=None, ge=_MIB, description="how much to take, like 512MiB; at least 1MiB")
     percent: Percent | None = Field(
         default=None, description="how much to take, in percent of the memory available at the start"
@@ -60,7 +61,7 @@ class MemoryLoadParameters(FaultParameters):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        if (self.size is None) == (self.percent is None):
+        if sum(getattr(self, way) is not None for way in self.one_of) != 1:
             raise ValueError("give exactly one of `size` (like 512MiB) and `percent` (of available memory)")
         return self
 

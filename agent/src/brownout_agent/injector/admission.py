@@ -2,8 +2,12 @@
 
 import asyncio
 import logging
-import re
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -11,60 +15,95 @@ from pydantic import ValidationError
 
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Facts, Fault, FaultParameters, Host, Refusal
-from brownout_agent.injector.policy import DURATION_CEILING_S, Policy
+from brownout_agent.injector.journal import Entry, Mark
+from brownout_agent.injector.ledger import Ledger, LedgerError
+from brownout_agent.injector.order import Order
+from brownout_agent.injector.policy import DURATION_CEILING_S, LEASE_CEILING_S, Policy, Situation
+from brownout_agent.injector.stop_file import RELEASE, StopFile
 from brownout_agent.injector.threads import in_thread
+from brownout_agent.kernel.clock import boot_id, boottime_ns
 
 PREPARE_TIMEOUT_S = 5.0
-LEASE_CEILING_S = 300.0
-_FAULT_ID = re.compile(r"[0-9A-Za-z._:-]{1,100}")
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What an Inject asks for, after the wire and before any check."""
+class Admission:
+    """Who may pass: compiled-in limits, the STOP file, the policy, and what this host has obeyed before."""
 
-    fault_id: str
-    run_id: str
-    environment: str
-    kind: str
-    parameters: dict[str, Any]
-    duration_s: float
-    lease_s: float
+    def __init__(self, policy: Policy, ledger: Ledger) -> None:
+        self.policy = policy
+        self.stop_file = StopFile(policy.stop_file)
+        self._ledger = ledger
+
+    @property
+    def halted(self) -> str:
+        """Why this host takes no orders until a person releases it; empty when it does."""
+        return self.stop_file.reason() or ""
+
+    def is_owner(self, epoch: int) -> bool:
+        """Whether no controller with a larger epoch than this was ever obeyed here."""
+        try:
+            return epoch >= self._ledger.epoch
+        except LedgerError as error:
+            log.error("%s", error)
+            return False
+
+    def check(self, order: Order, running: int, past: Iterable[Entry]) -> tuple[Fault[Any], FaultParameters]:
+        """The fault that an order names and its parameters, if it may pass beside `running` others.
+
+        `past` is what the journal tells of earlier faults. Nothing is noted: an order may be checked twice.
+
+        Raises:
+            Refusal: it may not.
+        """
+        if halted := self.halted:
+            raise Refusal(f"this host is halted: {halted}", RELEASE)
+        fault = catalogue().get(order.kind)
+        if fault is None:
+            raise Refusal(f"this host knows no fault `{order.kind}`; it knows {', '.join(catalogue())}")
+        if not 0 < order.duration_s <= DURATION_CEILING_S:
+            raise Refusal(f"a duration of {order.duration_s:g} s; the limits are 0 and {DURATION_CEILING_S:g} s")
+        if not 0 < order.lease_s <= LEASE_CEILING_S:
+            raise Refusal(f"a lease of {order.lease_s:g} s; the limits are 0 and {LEASE_CEILING_S:g} s")
+        try:
+            parameters = fault.Parameters.model_validate(order.parameters)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise Refusal(f"{order.kind}: parameter {name}: {first['msg']}") from error
+        with self._asking_the_ledger() as ledger:
+            if order.epoch < ledger.epoch:
+                reason = f"epoch {order.epoch} is older than {ledger.epoch}, which this host obeys"
+                raise Refusal(reason, f"another controller owns this host; if it must not, remove {ledger.path}")
+            begun = ledger.begun_within_a_day(time.time_ns())
+        situation = Situation(datetime.now(UTC), running, begun, idle_s(past, boot_id(), boottime_ns()))
+        self.policy.check(order, fault, parameters, situation)
+        return fault, parameters
+
+    def take(self, order: Order) -> Order:
+        """Note, durably, that an order is about to be obeyed; returns it as this host's policy bounds it.
+
+        Raises:
+            Refusal: that could not be noted, so it must not be obeyed.
+        """
+        with self._asking_the_ledger() as ledger:
+            ledger.take(order.epoch, time.time_ns() if self.policy.counts_days else None)
+        return replace(order, lease_s=self.policy.lease_s(order.lease_s))
+
+    @contextmanager
+    def _asking_the_ledger(self) -> Iterator[Ledger]:
+        try:
+            yield self._ledger
+        except LedgerError as error:
+            remedy = f"make room or mend it; removing {self._ledger.path} forgets epochs and counts"
+            raise Refusal(f"what this host has obeyed cannot be kept: {error}", remedy) from error
 
 
-def check_id(fault_id: str) -> None:
-    """Let an id pass that can stand in a command line and in a journal of limited size.
-
-    Raises:
-        Refusal: it is none.
-    """
-    if not _FAULT_ID.fullmatch(fault_id):
-        raise Refusal(f"{fault_id[:100]!r} is no id of a fault; it has 1 to 100 letters, digits or any of . _ : -")
-
-
-def check_order(order: Order, policy: Policy, running: int) -> tuple[Fault[Any], FaultParameters]:
-    """The fault that an order names and its parameters, where limits and policy let it pass beside `running` others.
-
-    Raises:
-        Refusal: they do not.
-    """
-    fault = catalogue().get(order.kind)
-    if fault is None:
-        raise Refusal(f"this host knows no fault `{order.kind}`; it knows {', '.join(catalogue())}")
-    if not 0 < order.duration_s <= DURATION_CEILING_S:
-        raise Refusal(f"a duration of {order.duration_s:g} s; the limits are 0 and {DURATION_CEILING_S:g} s")
-    if not 0 < order.lease_s <= LEASE_CEILING_S:
-        raise Refusal(f"a lease of {order.lease_s:g} s; the limits are 0 and {LEASE_CEILING_S:g} s")
-    try:
-        parameters = fault.Parameters.model_validate(order.parameters)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise Refusal(f"{order.kind}: parameter {name}: {first['msg']}") from error
-    policy.check(order.kind, parameters, order.duration_s, order.environment, running)
-    return fault, parameters
+def idle_s(past: Iterable[Entry], this_boot: str, now_ns: int) -> float:
+    """Seconds since the latest fault of `past` ended, by CLOCK_BOOTTIME; one of another boot ended with that boot."""
+    ended = [entry.at_boottime_ns if entry.boot_id == this_boot else 0 for entry in past if entry.mark is Mark.CLEAN]
+    return (now_ns - max(ended)) / 1e9 if ended else math.inf
 
 
 async def prepare(fault: Fault[Any], parameters: FaultParameters, host: Host) -> Facts:

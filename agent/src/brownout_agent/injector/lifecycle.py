@@ -26,6 +26,7 @@ class Cause(StrEnum):
     HOLDER_DIED = "HOLDER_DIED"
     REAPED = "REAPED"
     SHUTDOWN = "SHUTDOWN"
+    HALTED = "HALTED"
 
 
 # ---- events -----------------------------------------------------------------------------------------------------

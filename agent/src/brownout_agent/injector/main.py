@@ -14,7 +14,10 @@ from pathlib import Path
 from brownout_agent import __version__
 from brownout_agent.faults.contract import Host
 from brownout_agent.injector import policy as policies
+from brownout_agent.injector.admission import Admission
+from brownout_agent.injector.halting import obey
 from brownout_agent.injector.journal import Journal, JournalError
+from brownout_agent.injector.ledger import Ledger
 from brownout_agent.injector.policy import Policy
 from brownout_agent.injector.reaper import Watchdog, reap, watch
 from brownout_agent.injector.server import Door, capabilities
@@ -43,8 +46,9 @@ async def serve(socket: Path, state: Path, policy: Policy, agent_uid: int) -> in
         log.error("%s left residue: %s", fault_id, "; ".join(residue))
     if policy.file is None:
         log.error("refusing every fault: %s", policy.why)
-    door = Door(policy, agent_uid)
-    door.supervisor = supervisor = Supervisor(journal, policy, door.tell)
+    admission = Admission(policy, Ledger(state))
+    door = Door(admission, agent_uid)
+    door.supervisor = supervisor = Supervisor(journal, admission, door.tell)
     door.watchdog = watchdog
     stop = asyncio.Event()
     for number in _STOPS:
@@ -52,7 +56,12 @@ async def serve(socket: Path, state: Path, policy: Policy, agent_uid: int) -> in
     server = await door.open(socket)
     log.info("serving on %s under %s", socket, policy.why)
     async with asyncio.TaskGroup() as group:
-        works = (supervisor.run(), supervisor.retry_leftovers(), watchdog.keep(process))
+        works = (
+            supervisor.run(),
+            supervisor.retry_leftovers(),
+            watchdog.keep(process),
+            obey(admission.stop_file, supervisor, door.tell_inspection),
+        )
         tasks = [group.create_task(work) for work in works]
         await stop.wait()
         clean = await supervisor.shut_down()

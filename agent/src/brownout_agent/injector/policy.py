@@ -7,32 +7,49 @@ everything::
     environment: staging            # an order for another environment is refused
     faults:
       cpu.load: {allow: true, max_seconds: 900, max: {percent: 90}}
-      network.blackhole: {allow: true, max_seconds: 120}
+      memory.load: {allow: true, max: {size: 2GiB}}
       "*": {allow: false}           # every other fault; this is also the default
-    limits: {concurrent: 2}
+    hours: {days: [mon, tue, wed, thu, fri], from: "09:00", to: "17:00", tz: Europe/Berlin}
+    limits: {concurrent: 2, per_day: 20, cooldown_s: 60}
+    on_controller_loss: undo        # or finish
     protect_processes: [postgres]   # beside sshd, systemd and our own
     protect_peers: [10.0.0.1]       # never cut off, beside the controller
     protect_ports: [22]
+    stop_file: /etc/brownout/STOP
+
+What holds is the least of the order, the policy and the ceilings that are compiled in.
 """
 
+import math
 import os
 import stat
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, IPvAnyAddress, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyAddress, ValidationError, model_validator
 
-from brownout_agent.faults.contract import Host, Peer, Refusal
+from brownout_agent.faults import catalogue
+from brownout_agent.faults.contract import Fault, FaultParameters, Host, Peer, Refusal
+from brownout_agent.injector.ceilings import Written, ceiling, check_ceilings, has_parameter
+from brownout_agent.injector.hours import Hours
+from brownout_agent.injector.order import Order
 
 DURATION_CEILING_S = 12 * 3600.0
 """No policy can allow more; AWS FIS and Azure Chaos Studio stop at the same 12 h."""
+LEASE_CEILING_S = 300.0
+DEFAULT_STOP_FILE = Path("/etc/brownout/STOP")
+_FINISH_LEASE_S = DURATION_CEILING_S + 3600.0
+"""Longer than any fault, its start included."""
 _FILE_BYTES_MAX = 64 * 1024
+_ANY_KIND = "*"
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class FaultRule(_Strict):
@@ -40,14 +57,18 @@ class FaultRule(_Strict):
 
     allow: bool
     max_seconds: Annotated[float, Field(gt=0, le=DURATION_CEILING_S)] = 900.0
-    max: dict[str, float] = {}
-    """Ceilings of numeric parameters by name, in the parameter's own unit."""
+    max: dict[str, Written] = {}
+    """Ceilings of quantities by name, as people write them."""
 
 
 class Limits(_Strict):
     """What all faults together may do here."""
 
     concurrent: Annotated[int, Field(ge=1, le=64)] = 1
+    per_day: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Faults begun in any 24 hours; as many as you like when left out."""
+    cooldown_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
+    """Rest between the end of one fault and the start of another."""
 
 
 class PolicyFile(_Strict):
@@ -56,10 +77,53 @@ class PolicyFile(_Strict):
     version: Literal[1]
     environment: str
     faults: dict[str, FaultRule]
+    hours: Hours | None = None
     limits: Limits = Limits()
+    on_controller_loss: Literal["undo", "finish"] = "undo"
+    stop_file: Path = DEFAULT_STOP_FILE
     protect_processes: tuple[str, ...] = ()
     protect_peers: tuple[IPvAnyAddress, ...] = ()
     protect_ports: tuple[Annotated[int, Field(gt=0, lt=65536)], ...] = (22,)
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if not self.stop_file.is_absolute() or not self.stop_file.name:
+            raise ValueError(f"stop_file: {self.stop_file} is not the absolute path of a file")
+        for kind, rule in self.faults.items():
+            _check_rule(kind, rule)
+        return self
+
+
+def _check_rule(kind: str, rule: FaultRule) -> None:
+    """Find a mistake now that would let more pass than its writer thinks: a misspelt kind, a ceiling of nothing."""
+    if kind == _ANY_KIND and not rule.max:
+        return
+    known = catalogue()
+    if kind != _ANY_KIND and kind not in known:
+        near = get_close_matches(kind, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it knows {', '.join(known)}"
+        raise ValueError(f"faults: this host knows no fault `{kind}`; {hint}")
+    for name, most in rule.max.items():
+        meant = [known[kind]] if kind in known else [fault for fault in known.values() if has_parameter(fault, name)]
+        if not meant:
+            raise ValueError(f"faults.{kind}.max: no fault has a parameter `{name}`")
+        for fault in meant:
+            try:
+                ceiling(fault, name, most)
+            except ValueError as error:
+                raise ValueError(f"faults.{kind}.max: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What an order meets: everything beside itself that decides whether it may pass."""
+
+    now: datetime
+    """By the wall clock, aware."""
+    running: int = 0
+    begun_in_a_day: int = 0
+    idle_s: float = math.inf
+    """Since the latest fault ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,27 +138,39 @@ class Policy:
         """The environment that orders must name; empty when everything is refused."""
         return self.file.environment if self.file else ""
 
-    def check(self, kind: str, parameters: BaseModel, duration_s: float, environment: str, running: int) -> None:
-        """Let an order pass.
+    @property
+    def stop_file(self) -> Path:
+        """The file that halts this host while it is there."""
+        return self.file.stop_file if self.file else DEFAULT_STOP_FILE
+
+    @property
+    def counts_days(self) -> bool:
+        """Whether it must be kept when faults were begun."""
+        return self.file is not None and self.file.limits.per_day is not None
+
+    def lease_s(self, asked_s: float) -> float:
+        """How long a fault goes on without a word of the controller, of what an order asks for."""
+        finishes = self.file is not None and self.file.on_controller_loss == "finish"
+        return _FINISH_LEASE_S if finishes else asked_s
+
+    def check(self, order: Order, fault: Fault[Any], parameters: FaultParameters, situation: Situation) -> None:
+        """Let an order pass whose parameters the fault finds good.
 
         Raises:
             Refusal: the order goes beyond what this host allows; the reason says how far it would.
         """
         if self.file is None:
             raise Refusal(f"this host refuses every fault: {self.why}", "write a policy; see docs/policy.md")
-        if environment != self.file.environment:
-            raise Refusal(f"the order is for environment `{environment}`, this host is `{self.file.environment}`")
-        rule = self.file.faults.get(kind) or self.file.faults.get("*") or FaultRule(allow=False)
+        if order.environment != self.file.environment:
+            raise Refusal(f"the order is for environment `{order.environment}`, this host is `{self.file.environment}`")
+        rule = self.file.faults.get(order.kind) or self.file.faults.get(_ANY_KIND) or FaultRule(allow=False)
         if not rule.allow:
-            raise Refusal(f"this host's policy does not allow {kind}", f"allow it under `faults:` in {self.why}")
-        if duration_s > rule.max_seconds:
-            raise Refusal(f"{kind} for {duration_s:g} s; this host allows at most {rule.max_seconds:g} s")
-        if running >= self.file.limits.concurrent:
-            raise Refusal(f"{running} faults run here already; this host allows {self.file.limits.concurrent}")
-        for name, ceiling in rule.max.items():
-            asked = getattr(parameters, name, None)
-            if isinstance(asked, int | float) and asked > ceiling:
-                raise Refusal(f"{kind} with {name} {asked:g}; this host allows at most {ceiling:g}")
+            raise Refusal(f"this host's policy does not allow {order.kind}", f"allow it under `faults:` in {self.why}")
+        if order.duration_s > rule.max_seconds:
+            raise Refusal(f"{order.kind} for {order.duration_s:g} s; this host allows at most {rule.max_seconds:g} s")
+        check_ceilings(fault, parameters, rule.max, order.parameters)
+        _check_hours(self.file.hours, order.duration_s, situation.now)
+        _check_limits(self.file.limits, situation)
 
     def host(self, control_peers: tuple[Peer, ...], protected_pids: frozenset[int]) -> Host:
         """What faults may know of this host."""
@@ -106,6 +182,28 @@ class Policy:
             protected_pids=protected_pids,
             protected_names=Host().protected_names + self.file.protect_processes,
         )
+
+
+def _check_hours(hours: Hours | None, duration_s: float, now: datetime) -> None:
+    if hours is None:
+        return
+    closes = hours.open_until(now)
+    if closes is None:
+        raise Refusal(f"now is outside of this host's hours for faults ({hours})")
+    if now + timedelta(seconds=duration_s) > closes:
+        left_s = (closes - now).total_seconds()
+        raise Refusal(f"{duration_s:g} s; this host's hours for faults ({hours}) end in {left_s:.0f} s")
+
+
+def _check_limits(limits: Limits, situation: Situation) -> None:
+    if situation.running >= limits.concurrent:
+        raise Refusal(f"{situation.running} faults run here already; this host allows {limits.concurrent}")
+    if limits.per_day is not None and situation.begun_in_a_day >= limits.per_day:
+        begun = f"{situation.begun_in_a_day} faults were begun here in the last 24 hours"
+        raise Refusal(f"{begun}; this host allows {limits.per_day}")
+    if situation.idle_s < limits.cooldown_s:
+        rest = f"a fault ended here {situation.idle_s:.0f} s ago; this host rests {limits.cooldown_s:g} s"
+        raise Refusal(rest, f"try again in {math.ceil(limits.cooldown_s - situation.idle_s)} s")
 
 
 EMBEDDED = Policy(

@@ -6,8 +6,11 @@ import logging
 import os
 import socket
 import struct
+from collections.abc import Coroutine
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from brownout_protos.v1 import fault_pb2, injector_pb2
 
@@ -15,12 +18,13 @@ from brownout_agent import __version__
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Capability, Effect, Host, Peer, Refusal
 from brownout_agent.fingerprint import nothing_read, to_wire
-from brownout_agent.frames import FRAME_BYTES_MAX, BadFrame, frame, from_values, read_frame
-from brownout_agent.injector.admission import Order
+from brownout_agent.frames import FRAME_BYTES_MAX, BadFrame, frame, read_frame
+from brownout_agent.injector.admission import Admission
 from brownout_agent.injector.fingerprint import take_fingerprint
 from brownout_agent.injector.journal import JournalError, Mark
-from brownout_agent.injector.policy import Policy
+from brownout_agent.injector.order import read_order
 from brownout_agent.injector.reaper import Watchdog
+from brownout_agent.injector.stop_file import RELEASE
 from brownout_agent.injector.supervisor import FaultStatus, Supervisor
 from brownout_agent.injector.threads import in_thread
 from brownout_agent.kernel.processes import ancestors
@@ -41,19 +45,38 @@ _LOOKS_AT_ONCE = 4
 _UNREAD_BYTES_MAX = 2**20
 _MESSAGE_CHARS_MAX = 2_000
 _RESIDUE_TOLD = 20
+_REMAINING_TOLD = 500
 _REPLY = fault_pb2.OrderReply
+
+
+@dataclass(eq=False, slots=True)
+class _Caller:
+    """One connection. The agent is the one that attached last; anybody else who may connect may ask, stop and halt."""
+
+    writer: asyncio.StreamWriter
+    pid: int
+    agent_id: str = ""
+    control_peers: tuple[Peer, ...] = ()
+
+    def send(self, message: injector_pb2.FromInjector) -> None:
+        if self.writer.is_closing():
+            return
+        if self.writer.transport.get_write_buffer_size() > _UNREAD_BYTES_MAX:
+            log.warning("pid %d reads nothing; closing its connection", self.pid)
+            self.writer.transport.abort()
+            return
+        self.writer.write(frame(message))
 
 
 class Door:
     """Serves the socket; everything it is asked goes to the supervisor."""
 
-    def __init__(self, policy: Policy, allowed_uid: int) -> None:
-        self._policy = policy
+    def __init__(self, admission: Admission, allowed_uid: int) -> None:
+        self._admission = admission
         self._allowed_uid = allowed_uid
-        self._writer: asyncio.StreamWriter | None = None
-        self._peers: tuple[Peer, ...] = ()
-        self._orders: set[asyncio.Task[None]] = set()
-        self._looks: set[asyncio.Task[None]] = set()
+        self._agent: _Caller | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._looks = 0
         self.supervisor: Supervisor | None = None
         self.watchdog: Watchdog | None = None
 
@@ -73,8 +96,13 @@ class Door:
 
     def tell(self, status: FaultStatus) -> None:
         """Pass a change of a fault on to the agent, if one is there; it asks for all when it comes back."""
-        if self._writer is not None:
-            self._send(injector_pb2.FromInjector(report=to_report(status)))
+        if self._agent is not None:
+            self._agent.send(injector_pb2.FromInjector(report=to_report(status)))
+
+    def tell_inspection(self) -> None:
+        """Tell the agent anew what this host can and may do: it was halted or released."""
+        if self._agent is not None:
+            self._start(self._send_inspection(self._agent))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pid, uid = _peer(writer)
@@ -82,92 +110,97 @@ class Door:
             log.warning("refused pid %d of uid %d: the socket is for uid %d", pid, uid, self._allowed_uid)
             writer.close()
             return
-        if self._writer is not None:
-            self._writer.close()  # the newest agent wins: the older one's link may be half dead
-        self._writer = writer
-        self._peers = ()
+        caller = _Caller(writer, pid)
         try:
             while (message := await read_frame(reader, injector_pb2.ToInjector)) is not None:
-                if self._writer is not writer:
+                if writer.is_closing():
                     break
-                await self._answer(message, pid)
+                await self._answer(message, caller)
                 await writer.drain()
         except (BadFrame, ConnectionError) as error:
             log.warning("agent pid %d: %s", pid, error)
         finally:
-            if self._writer is writer:
-                self._writer = None
+            if self._agent is caller:
+                self._agent = None
             writer.close()
 
-    async def _answer(self, message: injector_pb2.ToInjector, agent_pid: int) -> None:
+    async def _answer(self, message: injector_pb2.ToInjector, caller: _Caller) -> None:
         assert self.supervisor is not None
         match message.WhichOneof("body"):
             case "attach":
-                self._peers = tuple(Peer(peer.address, peer.port) for peer in message.attach.control_peers)
-                attached = injector_pb2.Attached(injector_version=__version__, policy=self._policy.why)
-                self._send(injector_pb2.FromInjector(attached=attached))
+                self._attach(message.attach, caller)
             case "inject":
-                self._take_on(message.inject, agent_pid)
+                self._take_on(message.inject, caller)
             case "stop":
-                self._send(injector_pb2.FromInjector(reply=self._stop(message.stop)))
+                caller.send(injector_pb2.FromInjector(reply=self._stop(message.stop)))
             case "renew":
-                self.supervisor.renew()
-            case "fingerprint":
-                self._look(message.fingerprint)
+                if self._agent is caller and self._admission.is_owner(message.renew.epoch):
+                    self.supervisor.renew()
             case "inspect":
-                self._send(injector_pb2.FromInjector(inspection=await self._inspect(agent_pid)))
+                await self._send_inspection(caller)
+            case "fingerprint":
+                self._look(message.fingerprint, caller)
+            case "halt":
+                caller.send(injector_pb2.FromInjector(halted=await self._halt(message.halt)))
             case _:
                 raise BadFrame("an empty message")
 
-    def _take_on(self, inject: fault_pb2.Inject, agent_pid: int) -> None:
-        """Beside the reading: a fault that looks at the host for long must not keep a stop or a renewal waiting."""
-        if len(self._orders) >= _ORDERS_AT_ONCE:
-            reason = f"{_ORDERS_AT_ONCE} orders are being looked at already"
-            reply = _REPLY(fault_id=inject.fault_id, outcome=_REPLY.REFUSED, reason=reason)
-            self._send(injector_pb2.FromInjector(reply=reply))
-            return
-        task = asyncio.create_task(self._reply_to(inject, self._host(agent_pid)))
-        self._orders.add(task)
-        task.add_done_callback(self._orders.discard)
+    def _attach(self, attach: injector_pb2.Attach, caller: _Caller) -> None:
+        if self._agent not in {None, caller}:
+            self._agent.writer.close()  # the newest agent wins: the older one's link may be half dead
+        self._agent = caller
+        caller.agent_id = attach.agent_id
+        caller.control_peers = tuple(Peer(peer.address, peer.port) for peer in attach.control_peers)
+        attached = injector_pb2.Attached(injector_version=__version__, policy=self._policy_in_force())
+        caller.send(injector_pb2.FromInjector(attached=attached))
 
-    async def _reply_to(self, inject: fault_pb2.Inject, host: Host) -> None:
+    def _take_on(self, inject: fault_pb2.Inject, caller: _Caller) -> None:
+        """Beside the reading: a fault that looks at the host for long must not keep a stop or a renewal waiting."""
+        reason = ""
+        if self._agent is not caller:
+            reason = "orders are taken from an attached agent only"
+        elif len(self._tasks) >= _ORDERS_AT_ONCE:
+            reason = f"{_ORDERS_AT_ONCE} orders are being looked at already"
+        if reason:
+            caller.send(injector_pb2.FromInjector(reply=_refused(inject.fault_id, Refusal(reason))))
+            return
+        self._start(self._reply_to(inject, caller))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _reply_to(self, inject: fault_pb2.Inject, caller: _Caller) -> None:
         try:
-            self._send(injector_pb2.FromInjector(reply=await self._inject(inject, host)))
+            caller.send(injector_pb2.FromInjector(reply=await self._inject(inject, caller)))
         except BaseException:
-            if self._writer is not None:
-                self._writer.close()  # whoever waits for the answer learns that there is none
+            caller.writer.close()  # whoever waits for the answer learns that there is none
             raise
 
-    def _look(self, asked: fault_pb2.TakeFingerprint) -> None:
+    def _look(self, asked: fault_pb2.TakeFingerprint, caller: _Caller) -> None:
         """Beside the reading, and never many at a time: a file system that hangs keeps its thread for ever."""
-        if len(self._looks) >= _LOOKS_AT_ONCE:
-            fingerprint = nothing_read(f"{_LOOKS_AT_ONCE} looks at this host have not come back yet")
-            self._send(injector_pb2.FromInjector(fingerprint=to_wire(fingerprint, asked.fingerprint_id)))
+        if self._looks < _LOOKS_AT_ONCE:
+            self._start(self._tell_fingerprint(asked, caller))
             return
-        task = asyncio.create_task(self._tell_fingerprint(asked))
-        self._looks.add(task)
-        task.add_done_callback(self._looks.discard)
+        fingerprint = nothing_read(f"{_LOOKS_AT_ONCE} looks at this host have not come back yet")
+        caller.send(injector_pb2.FromInjector(fingerprint=to_wire(fingerprint, asked.fingerprint_id)))
 
-    async def _tell_fingerprint(self, asked: fault_pb2.TakeFingerprint) -> None:
-        fingerprint = await asyncio.wrap_future(in_thread(partial(take_fingerprint, tuple(asked.folders))))
-        self._send(injector_pb2.FromInjector(fingerprint=to_wire(fingerprint, asked.fingerprint_id)))
-
-    async def _inject(self, inject: fault_pb2.Inject, host: Host) -> fault_pb2.OrderReply:
-        assert self.supervisor is not None
-        order = Order(
-            fault_id=inject.fault_id,
-            run_id=inject.run_id,
-            environment=inject.environment,
-            kind=inject.kind,
-            parameters=from_values(inject.parameters),
-            duration_s=inject.duration_ms / 1_000,
-            lease_s=inject.lease_ms / 1_000,
-        )
+    async def _tell_fingerprint(self, asked: fault_pb2.TakeFingerprint, caller: _Caller) -> None:
+        self._looks += 1
         try:
-            await self.supervisor.inject(order, host)
+            fingerprint = await asyncio.wrap_future(in_thread(partial(take_fingerprint, tuple(asked.folders))))
+        finally:
+            self._looks -= 1
+        caller.send(injector_pb2.FromInjector(fingerprint=to_wire(fingerprint, asked.fingerprint_id)))
+
+    async def _inject(self, inject: fault_pb2.Inject, caller: _Caller) -> fault_pb2.OrderReply:
+        assert self.supervisor is not None
+        try:
+            await self.supervisor.inject(read_order(inject, caller.agent_id), self._host(caller))
         except Refusal as refusal:
-            return _refused(order.fault_id, refusal)
-        return _REPLY(fault_id=order.fault_id, outcome=_REPLY.ACCEPTED)
+            return _refused(inject.fault_id, refusal)
+        return _REPLY(fault_id=inject.fault_id, outcome=_REPLY.ACCEPTED)
 
     def _stop(self, stop: fault_pb2.Stop) -> fault_pb2.OrderReply:
         assert self.supervisor is not None
@@ -179,40 +212,51 @@ class Door:
             return _REPLY(fault_id=stop.fault_id, outcome=_REPLY.INDEFINITE, reason=str(error))
         return _REPLY(fault_id=stop.fault_id, outcome=_REPLY.ACCEPTED)
 
-    async def _inspect(self, agent_pid: int) -> injector_pb2.Inspection:
+    async def _halt(self, halt: fault_pb2.Halt) -> fault_pb2.Halted:
+        """From anybody, whatever its epoch. It holds up this connection alone: there is nothing left to do on it."""
         assert self.supervisor is not None
-        able = await asyncio.wrap_future(in_thread(partial(capabilities, self._host(agent_pid))))
+        remaining = await self.supervisor.halt(f"halted: {_told(halt.reason)}")
+        message = f"not verified gone: {', '.join(remaining)}" if remaining else ""
+        return fault_pb2.Halted(
+            halt_id=halt.halt_id, clean=not remaining, remaining=remaining[:_REMAINING_TOLD], message=_told(message)
+        )
+
+    async def _send_inspection(self, caller: _Caller) -> None:
+        caller.send(injector_pb2.FromInjector(inspection=await self._inspect(caller)))
+
+    async def _inspect(self, caller: _Caller) -> injector_pb2.Inspection:
+        assert self.supervisor is not None
+        able = await asyncio.wrap_future(in_thread(partial(capabilities, self._host(caller), self._admission.halted)))
+        policy = self._admission.policy
         inspection = injector_pb2.Inspection(
             capabilities=able,
             faults=[to_report(status) for status in self.supervisor.statuses()],
-            policy=self._policy.why,
-            environment=self._policy.environment,
-            policy_refuses_all=self._policy.file is None,
+            policy=self._policy_in_force(),
+            environment=policy.environment,
+            policy_refuses_all=policy.file is None,
         )
         while inspection.ByteSize() > FRAME_BYTES_MAX // 2 and len(inspection.faults) > 1:
             del inspection.faults[0]  # the one that was over first
         return inspection
 
-    def _host(self, agent_pid: int) -> Host:
-        ours = {os.getpid(), agent_pid, *ancestors(os.getpid()), *ancestors(agent_pid)}
+    def _policy_in_force(self) -> str:
+        halted = self._admission.halted
+        return _told(f"HALTED by {halted}" if halted else self._admission.policy.why)
+
+    def _host(self, caller: _Caller) -> Host:
+        ours = {os.getpid(), caller.pid, *ancestors(os.getpid()), *ancestors(caller.pid)}
         if self.watchdog is not None:
             ours.add(self.watchdog.pid)
-        return self._policy.host(self._peers, frozenset(ours))
-
-    def _send(self, message: injector_pb2.FromInjector) -> None:
-        if self._writer is None or self._writer.is_closing():
-            return
-        if self._writer.transport.get_write_buffer_size() > _UNREAD_BYTES_MAX:
-            log.warning("the agent reads nothing; closing its connection")
-            self._writer.transport.abort()
-            return
-        self._writer.write(frame(message))
+        return self._admission.policy.host(caller.control_peers, frozenset(ours))
 
 
-def capabilities(host: Host) -> list[fault_pb2.Capability]:
+def capabilities(host: Host, halted: str = "") -> list[fault_pb2.Capability]:
     """What this host can do, fault by fault, with reasons where it cannot. May block for some seconds."""
     found = []
     for kind, fault in catalogue().items():
+        if halted:
+            found.append(fault_pb2.Capability(kind=kind, reason=f"this host is halted: {halted}", remedy=RELEASE))
+            continue
         try:
             able = fault.detect(host)
         except Exception as error:

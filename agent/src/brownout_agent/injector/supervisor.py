@@ -13,12 +13,12 @@ from typing import Any
 
 from brownout_agent.faults.contract import Effect, Fault, FaultParameters, Host, Record, Refusal
 from brownout_agent.injector import lifecycle
-from brownout_agent.injector.admission import Order, check_id, check_order, prepare
+from brownout_agent.injector.admission import Admission, prepare
 from brownout_agent.injector.holder import END_TIMEOUT_S, Holder, HolderFailed, Ready
 from brownout_agent.injector.journal import FINISHED, Entry, Journal, JournalError, Mark
 from brownout_agent.injector.lifecycle import Cause
 from brownout_agent.injector.measuring import Readings
-from brownout_agent.injector.policy import Policy
+from brownout_agent.injector.order import Order, check_id
 from brownout_agent.injector.reaper import note_reaped, undo_all
 from brownout_agent.injector.threads import in_thread
 from brownout_agent.injector.undoing import UNDO_TIMEOUT_S, outlived, undo_and_verify
@@ -73,14 +73,16 @@ class _Live:
 class Supervisor:
     """All faults of this host, from order to clean."""
 
-    def __init__(self, journal: Journal, policy: Policy, tell: Callable[[FaultStatus], None]) -> None:
+    def __init__(self, journal: Journal, admission: Admission, tell: Callable[[FaultStatus], None]) -> None:
         self._journal = journal
-        self._policy = policy
+        self._admission = admission
         self._tell = tell
         self._live: dict[str, _Live] = {}
         self._past = {entry.fault_id: _past_status(entry) for entry in journal.entries.values() if entry.kind}
         self._settled = asyncio.Event()
         self._is_closing = False
+        self._halts = 0
+        self._halts_under_way = 0
 
     # ---- what the agent may ask -------------------------------------------------------------------------------
 
@@ -93,12 +95,16 @@ class Supervisor:
         if self._is_known(order.fault_id):
             return False
         fault, parameters = self._check(order)
+        halts = self._halts
         host = replace(host, protected_pids=host.protected_pids | self._holder_pids())
         facts = await prepare(fault, parameters, host)
         # The world went on meanwhile: the same order by another connection, a stop, other faults, the injector's end.
         if self._is_known(order.fault_id):
             return False
         self._check(order)
+        if halts != self._halts:
+            raise Refusal("this host was halted while the order was looked at")
+        order = self._admission.take(order)
         lease_ends_ns = boottime_ns() + int(order.lease_s * 1e9)
         live = _Live(order, fault, parameters, facts, host, lease_ends_ns)
         self._live[order.fault_id] = live
@@ -117,6 +123,24 @@ class Supervisor:
             self._feed(self._live[fault_id], lifecycle.End(Cause.STOPPED, reason))
         elif fault_id not in self._journal.entries:
             self._journal.bury(fault_id)
+
+    async def halt(self, reason: str) -> tuple[str, ...]:
+        """End every fault now, those of an earlier life included, and refuse orders meanwhile.
+
+        Returns the ids of the faults that are not verified gone; none when the kernel was seen clean of all.
+        """
+        self._halts += 1
+        self._halts_under_way += 1
+        try:
+            for live in list(self._live.values()):
+                self._feed(live, lifecycle.End(Cause.HALTED, reason))
+                self._feed(live, lifecycle.Retry())
+            leftovers = await self._undo_leftovers()
+            self._note_whether_settled()
+            await self._settled.wait()
+            return (*leftovers, *self._live)
+        finally:
+            self._halts_under_way -= 1
 
     def renew(self) -> None:
         """The controller lives: every lease that has not run out starts anew."""
@@ -148,13 +172,18 @@ class Supervisor:
         """Try again, until cancelled, what an earlier life left and what is undone but could not be noted."""
         while True:
             await asyncio.sleep(RETRY_EVERY_S)
-            entries = [entry for entry in self._journal.unfinished if entry.fault_id not in self._live]
-            if not entries:
-                continue
-            left = await asyncio.wrap_future(in_thread(partial(undo_all, entries)))
-            for entry in note_reaped(self._journal, left):
-                self._past[entry.fault_id] = _past_status(entry)
-                self._tell(self._past[entry.fault_id])
+            await self._undo_leftovers()
+
+    async def _undo_leftovers(self) -> list[str]:
+        """Undo what is unfinished and no fault of this life; returns the ids of those that leave something."""
+        entries = [entry for entry in self._journal.unfinished if entry.fault_id not in self._live]
+        if not entries:
+            return []
+        left = await asyncio.wrap_future(in_thread(partial(undo_all, entries)))
+        for entry in note_reaped(self._journal, left):
+            self._past[entry.fault_id] = _past_status(entry)
+            self._tell(self._past[entry.fault_id])
+        return [fault_id for fault_id, residue in left.items() if residue]
 
     async def shut_down(self) -> bool:
         """Undo everything; True when all is clean. Orders are refused from now on."""
@@ -193,6 +222,8 @@ class Supervisor:
         check_id(fault_id)
         if self._is_closing:
             raise Refusal("the injector on this host is ending")
+        if self._halts_under_way:
+            raise Refusal("this host is being halted")
         known = self._journal.entries.get(fault_id)
         if known is not None and known.mark is Mark.REFUSED_FOR_EVER:
             raise Refusal("its stop came before its start")
@@ -202,7 +233,7 @@ class Supervisor:
         if self._journal.damaged:
             remedy = "on the host: stop the injector, then `brownout-injector reap` says what is left and what to do"
             raise Refusal("the journal on this host is damaged", remedy)
-        return check_order(order, self._policy, len(self._live))
+        return self._admission.check(order, len(self._live), self._journal.entries.values())
 
     def _feed(self, live: _Live, event: lifecycle.Event) -> None:
         live.state, instructions = lifecycle.step(live.state, event)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from brownout_protos.v1 import fault_pb2 as brownout__protos_dot_v1_dot_fault__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!brownout_protos/v1/injector.proto\x12\x0b\x62rownout.v1\x1a\x1e\x62rownout_protos/v1/fault.proto\"\xe4\x02\n\nToInjector\x12%\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x13.brownout.v1.AttachH\x00\x12%\n\x06inject\x18\x02 \x01(\x0b\x32\x13.brownout.v1.InjectH\x00\x12!\n\x04stop\x18\x03 \x01(\x0b\x32\x11.brownout.v1.StopH\x00\x12(\n\x05renew\x18\x04 \x01(\x0b\x32\x17.brownout.v1.RenewLeaseH\x00\x12\'\n\x07inspect\x18\x05 \x01(\x0b\x32\x14.brownout.v1.InspectH\x00\x12!\n\x04halt\x18\x06 \x01(\x0b\x32\x11.brownout.v1.HaltH\x00\x12\x33\n\x0b\x66ingerprint\x18\x07 \x01(\x0b\x32\x1c.brownout.v1.TakeFingerprintH\x00\x12\x32\n\rcontrol_alive\x18\x08 \x01(\x0b\x32\x19.brownout.v1.ControlAliveH\x00\x42\x06\n\x04\x62ody\"I\n\x06\x41ttach\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12(\n\rcontrol_peers\x18\x02 \x03(\x0b\x32\x11.brownout.v1.Peer\"%\n\x04Peer\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"\t\n\x07Inspect\"\xd2\x02\n\x0c\x46romInjector\x12)\n\x08\x61ttached\x18\x01 \x01(\x0b\x32\x15.brownout.v1.AttachedH\x00\x12(\n\x05reply\x18\x02 \x01(\x0b\x32\x17.brownout.v1.OrderReplyH\x00\x12*\n\x06report\x18\x03 \x01(\x0b\x32\x18.brownout.v1.FaultReportH\x00\x12-\n\ninspection\x18\x04 \x01(\x0b\x32\x17.brownout.v1.InspectionH\x00\x12%\n\x06halted\x18\x05 \x01(\x0b\x32\x13.brownout.v1.HaltedH\x00\x12/\n\x0b\x66ingerprint\x18\x06 \x01(\x0b\x32\x18.brownout.v1.FingerprintH\x00\x12\x32\n\rcontrol_trial\x18\x07 \x01(\x0b\x32\x19.brownout.v1.ControlTrialH\x00\x42\x06\n\x04\x62ody\"3\n\x0c\x43ontrolTrial\x12\x10\n\x08\x66\x61ult_id\x18\x01 \x01(\t\x12\x11\n\twithin_ms\x18\x02 \x01(\r\" \n\x0c\x43ontrolAlive\x12\x10\n\x08\x66\x61ult_id\x18\x01 \x01(\t\"4\n\x08\x41ttached\x12\x18\n\x10injector_version\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\"\xa6\x01\n\nInspection\x12-\n\x0c\x63\x61pabilities\x18\x01 \x03(\x0b\x32\x17.brownout.v1.Capability\x12(\n\x06\x66\x61ults\x18\x02 \x03(\x0b\x32\x18.brownout.v1.FaultReport\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x04 \x01(\t\x12\x1a\n\x12policy_refuses_all\x18\x05 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!brownout_protos/v1/injector.proto\x12\x0b\x62rownout.v1\x1a\x1e\x62rownout_protos/v1/fault.proto\"\xe4\x02\n\nToInjector\x12%\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x13.brownout.v1.AttachH\x00\x12%\n\x06inject\x18\x02 \x01(\x0b\x32\x13.brownout.v1.InjectH\x00\x12!\n\x04stop\x18\x03 \x01(\x0b\x32\x11.brownout.v1.StopH\x00\x12(\n\x05renew\x18\x04 \x01(\x0b\x32\x17.brownout.v1.RenewLeaseH\x00\x12\'\n\x07inspect\x18\x05 \x01(\x0b\x32\x14.brownout.v1.InspectH\x00\x12!\n\x04halt\x18\x06 \x01(\x0b\x32\x11.brownout.v1.HaltH\x00\x12\x33\n\x0b\x66ingerprint\x18\x07 \x01(\x0b\x32\x1c.brownout.v1.TakeFingerprintH\x00\x12\x32\n\rcontrol_alive\x18\x08 \x01(\x0b\x32\x19.brownout.v1.ControlAliveH\x00\x42\x06\n\x04\x62ody\"[\n\x06\x41ttach\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12(\n\rcontrol_peers\x18\x02 \x03(\x0b\x32\x11.brownout.v1.Peer\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\"%\n\x04Peer\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"\t\n\x07Inspect\"\xd2\x02\n\x0c\x46romInjector\x12)\n\x08\x61ttached\x18\x01 \x01(\x0b\x32\x15.brownout.v1.AttachedH\x00\x12(\n\x05reply\x18\x02 \x01(\x0b\x32\x17.brownout.v1.OrderReplyH\x00\x12*\n\x06report\x18\x03 \x01(\x0b\x32\x18.brownout.v1.FaultReportH\x00\x12-\n\ninspection\x18\x04 \x01(\x0b\x32\x17.brownout.v1.InspectionH\x00\x12%\n\x06halted\x18\x05 \x01(\x0b\x32\x13.brownout.v1.HaltedH\x00\x12/\n\x0b\x66ingerprint\x18\x06 \x01(\x0b\x32\x18.brownout.v1.FingerprintH\x00\x12\x32\n\rcontrol_trial\x18\x07 \x01(\x0b\x32\x19.brownout.v1.ControlTrialH\x00\x42\x06\n\x04\x62ody\"3\n\x0c\x43ontrolTrial\x12\x10\n\x08\x66\x61ult_id\x18\x01 \x01(\t\x12\x11\n\twithin_ms\x18\x02 \x01(\r\" \n\x0c\x43ontrolAlive\x12\x10\n\x08\x66\x61ult_id\x18\x01 \x01(\t\"4\n\x08\x41ttached\x12\x18\n\x10injector_version\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\"\xa6\x01\n\nInspection\x12-\n\x0c\x63\x61pabilities\x18\x01 \x03(\x0b\x32\x17.brownout.v1.Capability\x12(\n\x06\x66\x61ults\x18\x02 \x03(\x0b\x32\x18.brownout.v1.FaultReport\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x04 \x01(\t\x12\x1a\n\x12policy_refuses_all\x18\x05 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,19 +35,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOINJECTOR']._serialized_start=83
   _globals['_TOINJECTOR']._serialized_end=439
   _globals['_ATTACH']._serialized_start=441
-  _globals['_ATTACH']._serialized_end=514
-  _globals['_PEER']._serialized_start=516
-  _globals['_PEER']._serialized_end=553
-  _globals['_INSPECT']._serialized_start=555
-  _globals['_INSPECT']._serialized_end=564
-  _globals['_FROMINJECTOR']._serialized_start=567
-  _globals['_FROMINJECTOR']._serialized_end=905
-  _globals['_CONTROLTRIAL']._serialized_start=907
-  _globals['_CONTROLTRIAL']._serialized_end=958
-  _globals['_CONTROLALIVE']._serialized_start=960
-  _globals['_CONTROLALIVE']._serialized_end=992
-  _globals['_ATTACHED']._serialized_start=994
-  _globals['_ATTACHED']._serialized_end=1046
-  _globals['_INSPECTION']._serialized_start=1049
-  _globals['_INSPECTION']._serialized_end=1215
+  _globals['_ATTACH']._serialized_end=532
+  _globals['_PEER']._serialized_start=534
+  _globals['_PEER']._serialized_end=571
+  _globals['_INSPECT']._serialized_start=573
+  _globals['_INSPECT']._serialized_end=582
+  _globals['_FROMINJECTOR']._serialized_start=585
+  _globals['_FROMINJECTOR']._serialized_end=923
+  _globals['_CONTROLTRIAL']._serialized_start=925
+  _globals['_CONTROLTRIAL']._serialized_end=976
+  _globals['_CONTROLALIVE']._serialized_start=978
+  _globals['_CONTROLALIVE']._serialized_end=1010
+  _globals['_ATTACHED']._serialized_start=1012
+  _globals['_ATTACHED']._serialized_end=1064
+  _globals['_INSPECTION']._serialized_start=1067
+  _globals['_INSPECTION']._serialized_end=1233
 # @@protoc_insertion_point(module_scope)

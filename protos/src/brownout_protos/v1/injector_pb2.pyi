@@ -73,7 +73,10 @@ class Attach(google.protobuf.message.Message):
 
     AGENT_VERSION_FIELD_NUMBER: builtins.int
     CONTROL_PEERS_FIELD_NUMBER: builtins.int
+    AGENT_ID_FIELD_NUMBER: builtins.int
     agent_version: builtins.str
+    agent_id: builtins.str
+    """whose orders come this way; one for another agent is refused"""
     @property
     def control_peers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Peer]: ...
     def __init__(
@@ -81,8 +84,9 @@ class Attach(google.protobuf.message.Message):
         *,
         agent_version: builtins.str = ...,
         control_peers: collections.abc.Iterable[Global___Peer] | None = ...,
+        agent_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_version", b"agent_version", "control_peers", b"control_peers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "agent_version", b"agent_version", "control_peers", b"control_peers"]) -> None: ...
 
 Global___Attach: typing_extensions.TypeAlias = Attach
 

@@ -1,0 +1,31 @@
+"""Halting this host: how the injector obeys its STOP file, and what `brownout-injector halt` sees to."""
+
+import logging
+from collections.abc import Callable
+
+from brownout_agent.injector.stop_file import StopFile
+from brownout_agent.injector.supervisor import Supervisor
+from brownout_agent.kernel.inotify import FolderWatch
+
+LOOK_EVERY_S = 1.0
+"""At the latest: the STOP file's folder may be made, replaced or mounted over, which inotify does not tell."""
+
+log = logging.getLogger(__name__)
+
+
+async def obey(stop_file: StopFile, supervisor: Supervisor, changed: Callable[[], None]) -> None:
+    """End every fault as soon as the STOP file is there and as long as it is, until cancelled.
+
+    `changed` is called when the host has come to be halted, or is no longer.
+    """
+    halted: str | None = None
+    with FolderWatch(stop_file.path.parent) as folder:
+        while True:
+            reason = stop_file.reason()
+            if (reason is None) != (halted is None):
+                log.warning("%s", "the STOP file is gone: orders are taken again" if reason is None else reason)
+                changed()
+            halted = reason
+            if reason is not None and (left := await supervisor.halt(f"halted by {reason}")):
+                log.error("halted, and not verified gone: %s", ", ".join(left))
+            await folder.changed(LOOK_EVERY_S)

@@ -1,0 +1,112 @@
+"""What this host has obeyed, kept across restarts: the largest epoch, and when its latest faults were begun.
+
+One small JSON file beside the journal, replaced as a whole before an order is answered. Undo never needs it. What it
+cannot tell or cannot keep refuses orders.
+"""
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+DAY_NS = 24 * 3600 * 10**9
+_BEGUN_KEPT = 10_000
+_FILE_BYTES_MAX = 2**20
+
+
+class LedgerError(Exception):
+    """The ledger cannot be read or written; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    epoch: int = 0
+    begun_ns: tuple[int, ...] = ()
+    """Wall-clock times, the oldest first."""
+
+
+class Ledger:
+    """The ledger of one state directory. Whoever holds its journal may write it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read it; one that cannot be read is told when it is asked."""
+        self.path = folder / "ledger"
+        self._trouble = ""
+        self._page = _Page()
+        try:
+            self._page = _read(self.path)
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            self._trouble = f"{self.path} cannot be read: {error}"
+
+    @property
+    def epoch(self) -> int:
+        """The largest epoch that was obeyed.
+
+        Raises:
+            LedgerError: nobody knows.
+        """
+        return self._known().epoch
+
+    def begun_within_a_day(self, now_ns: int) -> int:
+        """How many noted faults were begun in the 24 h before `now_ns` (wall clock); one in the future counts as well.
+
+        Raises:
+            LedgerError: nobody knows.
+        """
+        return sum(begun_ns > now_ns - DAY_NS for begun_ns in self._known().begun_ns)
+
+    def take(self, epoch: int, begun_ns: int | None) -> None:
+        """Note what an order that is about to be obeyed changes; durable when it returns. `begun_ns` None counts none.
+
+        Raises:
+            LedgerError: it could not be noted.
+        """
+        old = self._known()
+        begun = old.begun_ns
+        if begun_ns is not None:
+            recent = (earlier for earlier in begun if earlier > begun_ns - DAY_NS)
+            begun = (*recent, begun_ns)[-_BEGUN_KEPT:]
+        page = _Page(max(epoch, old.epoch), begun)
+        if page == old:
+            return
+        try:
+            _write(self.path, page)
+        except OSError as error:
+            raise LedgerError(f"{self.path} cannot be written: {error}") from error
+        self._page = page
+
+    def _known(self) -> _Page:
+        if self._trouble:
+            raise LedgerError(self._trouble)
+        return self._page
+
+
+def _read(path: Path) -> _Page:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return _Page()
+    with os.fdopen(descriptor, "rb") as file:
+        plain = json.loads(file.read(_FILE_BYTES_MAX))
+    return _Page(int(plain["epoch"]), tuple(int(begun_ns) for begun_ns in plain["begun_ns"]))
+
+
+def _write(path: Path, page: _Page) -> None:
+    fresh = path.with_name("ledger.new")
+    try:
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(json.dumps({"epoch": page.epoch, "begun_ns": page.begun_ns}).encode())
+            file.flush()
+            os.fsync(descriptor)
+        fresh.rename(path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,82 @@
+"""The STOP file: while it is there, whoever made it, this host is halted. The latch that needs no program of ours.
+
+touch /etc/brownout/STOP        halts the host; what stands in the file is told as the reason
+rm /etc/brownout/STOP           releases it
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+RELEASE = "on the host: brownout-injector resume"
+_REASON_BYTES_MAX = 500
+
+
+class StopFile:
+    """The latch at one path. Any kind of file counts, and so does one that cannot be looked at."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def reason(self) -> str | None:
+        """Why the host is halted, in one line that names the file; None when it is not."""
+        try:
+            self.path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            return f"{self.path} cannot be looked at: {error.strerror}"
+        words = self._words()
+        return f"{self.path}: {words}" if words else f"{self.path} is there"
+
+    def pull(self, reason: str) -> None:
+        """Make the file, durably. One that is there keeps its words.
+
+        Raises:
+            OSError: it is not there, or may not be there after a power failure.
+        """
+        self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        except FileExistsError:
+            return
+        try:
+            with suppress(OSError):  # a full disk takes the name, which is what halts
+                os.write(descriptor, reason.encode(errors="replace")[:_REASON_BYTES_MAX] + b"\n")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        _sync_folder(self.path.parent)
+
+    def release(self) -> bool:
+        """Take the file away, durably; False when there was none.
+
+        Raises:
+            OSError: it is still there.
+        """
+        try:
+            self.path.unlink()
+        except FileNotFoundError:
+            return False
+        _sync_folder(self.path.parent)
+        return True
+
+    def _words(self) -> str:
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return ""
+        try:
+            return " ".join(os.read(descriptor, _REASON_BYTES_MAX).decode(errors="replace").split())
+        except OSError:  # a folder, or a FIFO that somebody writes to later
+            return ""
+        finally:
+            os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,55 @@
+"""Be told when a folder's entries change: inotify(7), without a library."""
+
+import asyncio
+import ctypes
+import os
+from pathlib import Path
+from types import TracebackType
+
+_IN_CREATE, _IN_DELETE, _IN_MOVED, _IN_CLOSE_WRITE = 0x100, 0x200, 0xC0, 0x8
+_CHANGES = _IN_CREATE | _IN_DELETE | _IN_MOVED | _IN_CLOSE_WRITE
+_BUFFER_BYTES = 64 * 1024
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class FolderWatch:
+    """Wakes whoever waits when something in a folder changes, or after a time: a folder may be gone or come later.
+
+    Where the kernel gives no watch (its limits are per user) the time alone wakes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._descriptor = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._changed = asyncio.Event()
+
+    def __enter__(self) -> "FolderWatch":
+        if self._descriptor >= 0:
+            asyncio.get_running_loop().add_reader(self._descriptor, self._drain)
+            self._add()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._descriptor >= 0:
+            asyncio.get_running_loop().remove_reader(self._descriptor)
+            os.close(self._descriptor)
+
+    async def changed(self, at_most_s: float) -> None:
+        """Return when something has changed since the last call returned, or after `at_most_s`."""
+        try:
+            async with asyncio.timeout(at_most_s):
+                await self._changed.wait()
+        except TimeoutError:
+            self._add()  # the folder may have been made, or another one put in its place
+        self._changed.clear()
+
+    def _add(self) -> None:
+        if self._descriptor >= 0:
+            # Watching the same folder once more changes nothing; one that is not there is tried again.
+            _libc.inotify_add_watch(self._descriptor, os.fsencode(self._folder), _CHANGES)
+
+    def _drain(self) -> None:
+        os.read(self._descriptor, _BUFFER_BYTES)
+        self._changed.set()
