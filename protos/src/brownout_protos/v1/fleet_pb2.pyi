@@ -166,6 +166,7 @@ class Hello(google.protobuf.message.Message):
     POLICY_FIELD_NUMBER: builtins.int
     INJECTOR_ATTACHED_FIELD_NUMBER: builtins.int
     ENVIRONMENT_FIELD_NUMBER: builtins.int
+    TRUSTS_FIELD_NUMBER: builtins.int
     version: builtins.str
     host: builtins.str
     """a label for people; identity is the certificate"""
@@ -174,6 +175,8 @@ class Hello(google.protobuf.message.Message):
     policy: builtins.str
     injector_attached: builtins.bool
     environment: builtins.str
+    trusts: builtins.str
+    """SHA-256 of the authorities that the agent keeps and trusts now"""
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
     @property
@@ -195,8 +198,9 @@ class Hello(google.protobuf.message.Message):
         policy: builtins.str = ...,
         injector_attached: builtins.bool = ...,
         environment: builtins.str = ...,
+        trusts: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["boot_id", b"boot_id", "capabilities", b"capabilities", "environment", b"environment", "epoch_seen", b"epoch_seen", "faults", b"faults", "host", b"host", "injector_attached", b"injector_attached", "labels", b"labels", "policy", b"policy", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["boot_id", b"boot_id", "capabilities", b"capabilities", "environment", b"environment", "epoch_seen", b"epoch_seen", "faults", b"faults", "host", b"host", "injector_attached", b"injector_attached", "labels", b"labels", "policy", b"policy", "trusts", b"trusts", "version", b"version"]) -> None: ...
 
 Global___Hello: typing_extensions.TypeAlias = Hello
 
@@ -472,6 +476,7 @@ class Welcome(google.protobuf.message.Message):
     AGENT_ID_FIELD_NUMBER: builtins.int
     CONTROLLERS_FIELD_NUMBER: builtins.int
     AUTHORITY_PEM_FIELD_NUMBER: builtins.int
+    RENEW_FIELD_NUMBER: builtins.int
     controller_version: builtins.str
     cluster: builtins.str
     epoch: builtins.int
@@ -482,6 +487,8 @@ class Welcome(google.protobuf.message.Message):
     agent_id: builtins.str
     authority_pem: builtins.bytes
     """the authorities to trust from now on; two while they are being rotated"""
+    renew: builtins.bool
+    """the authority changes: fetch the next certificate now"""
     @property
     def controllers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """HOST:PORT of every controller of the cluster, this one first"""
@@ -498,8 +505,9 @@ class Welcome(google.protobuf.message.Message):
         agent_id: builtins.str = ...,
         controllers: collections.abc.Iterable[builtins.str] | None = ...,
         authority_pem: builtins.bytes = ...,
+        renew: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "authority_pem", b"authority_pem", "cluster", b"cluster", "controller_version", b"controller_version", "controllers", b"controllers", "epoch", b"epoch", "lease_ms", b"lease_ms", "renew_every_ms", b"renew_every_ms", "session", b"session"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "authority_pem", b"authority_pem", "cluster", b"cluster", "controller_version", b"controller_version", "controllers", b"controllers", "epoch", b"epoch", "lease_ms", b"lease_ms", "renew", b"renew", "renew_every_ms", b"renew_every_ms", "session", b"session"]) -> None: ...
 
 Global___Welcome: typing_extensions.TypeAlias = Welcome
 
