@@ -1,27 +1,37 @@
-"""The local policy: whatever is wrong with it, nothing is allowed."""
+"""The local policy: whatever is wrong with it, nothing is allowed; and nothing passes that goes beyond it."""
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Refusal
-from brownout_agent.injector.policy import EMBEDDED, Policy, load
-from pydantic import BaseModel
+from brownout_agent.injector.order import Order
+from brownout_agent.injector.policy import DEFAULT_STOP_FILE, EMBEDDED, Policy, Situation, load
 
 GOOD = """
 version: 1
 environment: staging
 faults:
   cpu.load: {allow: true, max_seconds: 60, max: {percent: 90}}
+  disk.fill: {allow: true, max: {size: 2GiB}}
+  disk.io: {allow: true, max: {write: 20MiB/s}}
   memory.load: {allow: false}
-limits: {concurrent: 2}
+limits: {concurrent: 2, per_day: 20, cooldown_s: 60}
 """
+MONDAY_10_H = datetime(2026, 11, 23, 10, tzinfo=UTC)
+PERCENT = {"percent": 50}
 
 
-def cpu(percent: float = 50) -> BaseModel:
-    parameters: BaseModel = catalogue()["cpu.load"].Parameters.model_validate({"percent": percent})
-    return parameters
+def check(
+    policy: Policy, kind: str, parameters: dict[str, Any], seconds: float = 10, environment: str = "staging", **met: Any
+) -> None:
+    """Ask the policy about an order that meets a quiet Monday morning, but for `met`."""
+    fault = catalogue()[kind]
+    order = Order("id", "run", environment, kind, parameters, seconds, 10.0)
+    policy.check(order, fault, fault.Parameters.model_validate(parameters), Situation(**{"now": MONDAY_10_H, **met}))
 
 
 @pytest.fixture
@@ -36,26 +46,103 @@ def write(folder: Path, text: str, mode: int = 0o644) -> Policy:
     return load(path)
 
 
-def test_what_is_allowed_passes(good: Policy) -> None:
-    good.check("cpu.load", cpu(), 60, "staging", 1)
+@pytest.mark.parametrize(
+    ("kind", "parameters", "seconds", "met"),
+    [
+        ("cpu.load", {"percent": 90}, 60, {"running": 1, "begun_in_a_day": 19, "idle_s": 60}),
+        ("disk.fill", {"path": "/var", "size": "2GiB"}, 10, {}),
+        ("disk.io", {"write": "20MiB/s"}, 10, {}),
+        ("disk.io", {"read": "900MiB/s"}, 10, {}),
+    ],
+)
+def test_what_is_allowed_passes_up_to_the_very_limit(
+    good: Policy, kind: str, parameters: dict[str, Any], seconds: float, met: dict[str, Any]
+) -> None:
+    check(good, kind, parameters, seconds, **met)
 
 
 @pytest.mark.parametrize(
-    ("kind", "percent", "seconds", "environment", "running", "reason"),
+    ("kind", "parameters", "seconds", "environment", "met", "reason"),
     [
-        ("cpu.load", 95, 10, "staging", 0, "percent 95; this host allows at most 90"),
-        ("cpu.load", 50, 61, "staging", 0, "61 s; this host allows at most 60 s"),
-        ("cpu.load", 50, 10, "production", 0, "for environment `production`, this host is `staging`"),
-        ("cpu.load", 50, 10, "staging", 2, "2 faults run here already"),
-        ("memory.load", 50, 10, "staging", 0, "does not allow memory.load"),
-        ("network.loss", 50, 10, "staging", 0, "does not allow network.loss"),
+        ("cpu.load", {"percent": 95}, 10, "staging", {}, "percent 95; this host allows at most 90"),
+        ("cpu.load", {"percent": "90.1%"}, 10, "staging", {}, "percent 90.1%; this host allows at most 90"),
+        ("disk.fill", {"path": "/", "size": "3GiB"}, 10, "staging", {}, "size 3GiB; this host allows at most 2GiB"),
+        (
+            "disk.fill",
+            {"path": "/", "percent": 99},
+            10,
+            "staging",
+            {},
+            "by `percent`; this host has a ceiling for `siz",
+        ),
+        (
+            "disk.fill",
+            {"path": "/", "leave": "1MiB"},
+            10,
+            "staging",
+            {},
+            "by `leave`; this host has a ceiling for `siz",
+        ),
+        ("disk.io", {"write": "21MiB/s"}, 10, "staging", {}, "write 21MiB/s; this host allows at most 20MiB/s"),
+        ("cpu.load", PERCENT, 60.001, "staging", {}, "this host allows at most 60 s"),
+        ("cpu.load", PERCENT, 10, "production", {}, "for environment `production`, this host is `staging`"),
+        ("cpu.load", PERCENT, 10, "staging", {"running": 2}, "2 faults run here already"),
+        ("cpu.load", PERCENT, 10, "staging", {"begun_in_a_day": 20}, "20 faults were begun here in the last 24 hours"),
+        ("cpu.load", PERCENT, 10, "staging", {"idle_s": 59.9}, "this host rests 60 s"),
+        ("memory.load", PERCENT, 10, "staging", {}, "does not allow memory.load"),
+        ("network.loss", PERCENT, 10, "staging", {}, "does not allow network.loss"),
     ],
 )
 def test_what_goes_beyond_is_refused_with_the_figure(
-    good: Policy, kind: str, percent: float, seconds: float, environment: str, running: int, reason: str
+    good: Policy,
+    kind: str,
+    parameters: dict[str, Any],
+    seconds: float,
+    environment: str,
+    met: dict[str, Any],
+    reason: str,
 ) -> None:
     with pytest.raises(Refusal, match=reason):
-        good.check(kind, cpu(percent), seconds, environment, running)
+        check(good, kind, parameters, seconds, environment, **met)
+
+
+def test_a_ceiling_of_every_fault_binds_those_that_have_the_parameter(tmp_path: Path) -> None:
+    policy = write(tmp_path, 'version: 1\nenvironment: staging\nfaults: {"*": {allow: true, max: {percent: 30}}}')
+    check(policy, "cpu.load", {"percent": 30})
+    check(policy, "process.kill", {"process": "nginx"})
+    with pytest.raises(Refusal, match="at most 30"):
+        check(policy, "network.loss", {"percent": 31})
+
+
+def test_ceilings_for_two_ways_of_saying_how_much_let_either_pass(tmp_path: Path) -> None:
+    rule = "{disk.fill: {allow: true, max: {size: 2GiB, percent: 80}}}"
+    policy = write(tmp_path, f"version: 1\nenvironment: staging\nfaults: {rule}")
+    check(policy, "disk.fill", {"path": "/", "size": "1GiB"})
+    check(policy, "disk.fill", {"path": "/", "percent": 80})
+    with pytest.raises(Refusal, match="by `leave`"):
+        check(policy, "disk.fill", {"path": "/", "leave": "1GiB"})
+
+
+def test_outside_of_its_hours_and_beyond_their_end_a_host_refuses(tmp_path: Path) -> None:
+    policy = write(tmp_path, GOOD + 'hours: {days: [mon, tue], from: "09:00", to: "17:00", tz: Europe/Berlin}\n')
+    check(policy, "cpu.load", PERCENT, 60, now=datetime(2026, 11, 23, 15, 59, tzinfo=UTC))
+    with pytest.raises(Refusal, match=r"60 s; this host's hours .* end in 59 s"):
+        check(policy, "cpu.load", PERCENT, 60, now=datetime(2026, 11, 23, 15, 59, 1, tzinfo=UTC))
+    for outside in (datetime(2026, 11, 23, 7, 59, tzinfo=UTC), datetime(2026, 11, 25, 10, tzinfo=UTC)):
+        with pytest.raises(Refusal, match=r"outside of this host's hours .*09:00-17:00 Europe/Berlin on mon tue"):
+            check(policy, "cpu.load", PERCENT, 10, now=outside)
+
+
+def test_without_a_controller_faults_are_undone_unless_the_host_chose_otherwise(tmp_path: Path, good: Policy) -> None:
+    assert good.lease_s(10.0) == 10.0
+    finishing = write(tmp_path, GOOD + "on_controller_loss: finish\n")
+    assert finishing.lease_s(10.0) > 12 * 3600
+
+
+def test_the_stop_file_has_a_place_by_itself_and_with_a_policy_that_is_broken(tmp_path: Path, good: Policy) -> None:
+    assert good.stop_file == DEFAULT_STOP_FILE
+    assert load(tmp_path / "none.yaml").stop_file == DEFAULT_STOP_FILE
+    assert write(tmp_path, GOOD + "stop_file: /srv/STOP\n").stop_file == Path("/srv/STOP")
 
 
 @pytest.mark.parametrize(
@@ -66,6 +153,27 @@ def test_what_goes_beyond_is_refused_with_the_figure(
         ("version: 1\nenvironment: staging\nfaults: {}\nextra: 1", "extra"),
         ("version: 1\nenvironment: staging\nfaults: {cpu.load: {allow: maybe}}", "allow"),
         ("version: 1\nenvironment: staging\nfaults: {cpu.load: {allow: true, max_seconds: -1}}", "max_seconds"),
+        ("version: 1\nenvironment: staging\nfaults: {cpu.laod: {allow: true}}", "did you mean cpu.load"),
+        ("version: 1\nenvironment: staging\nfaults: {cpu.load: {allow: true, max: {percnt: 9}}}", "`percnt`"),
+        ("version: 1\nenvironment: staging\nfaults: {cpu.load: {allow: true, max: {percent: 101}}}", "percent"),
+        ("version: 1\nenvironment: staging\nfaults: {cpu.load: {allow: true, max: {of: own}}}", "no quantity"),
+        ("version: 1\nenvironment: staging\nfaults: {disk.io: {allow: true, max: {read: 20}}}", "not a rate"),
+        ("version: 1\nenvironment: staging\nfaults: {disk.fill: {allow: true, max: {size: 20}}}", "20MiB"),
+        ('version: 1\nenvironment: staging\nfaults: {"*": {allow: true, max: {speed: 20}}}', "`speed`"),
+        ("version: 1\nenvironment: staging\nfaults: {}\nlimits: {per_day: 0}", "per_day"),
+        ("version: 1\nenvironment: staging\nfaults: {}\nlimits: {cooldown_s: .nan}", "cooldown_s"),
+        ("version: 1\nenvironment: staging\nfaults: {}\nstop_file: STOP", "absolute"),
+        ("version: 1\nenvironment: staging\nfaults: {}\non_controller_loss: ignore", "on_controller_loss"),
+        ("version: 1\nenvironment: staging\nfaults: {}\nhours: {days: [mon], from: 9, to: 17, tz: UTC}", "quotes"),
+        ('version: 1\nenvironment: a\nfaults: {}\nhours: {days: [], from: "09:00", to: "17:00", tz: UTC}', "days"),
+        ('version: 1\nenvironment: a\nfaults: {}\nhours: {days: [mon], from: "09:00", to: "9:30", tz: UTC}', "to"),
+        ('version: 1\nenvironment: a\nfaults: {}\nhours: {days: [mon], from: "09:00", to: "09:00", tz: UTC}', "24:00"),
+        ('version: 1\nenvironment: a\nfaults: {}\nhours: {days: [mon], from: "09:00", to: "17:00", tz: MEZ}', "zone"),
+        (
+            'version: 1\nenvironment: a\nfaults: {}\nhours: {days: [mon], from: "09:00", to: "17:00", tz: Europe}',
+            "zone",
+        ),
+        ('version: 1\nenvironment: a\nfaults: {}\nhours: {days: [mon], from: "09:00", to: "17:00", tz: ../x}', "zone"),
         ("[unclosed", "not YAML"),
         ("!!python/object/apply:os.system [id]", "not YAML"),
         ("x" * 70_000, "larger than"),
@@ -76,7 +184,7 @@ def test_an_invalid_file_refuses_everything_and_says_why(tmp_path: Path, text: s
     assert policy.file is None
     assert why in policy.why
     with pytest.raises(Refusal, match="refuses every fault"):
-        policy.check("cpu.load", cpu(), 1, "staging", 0)
+        check(policy, "cpu.load", PERCENT, 1)
 
 
 def test_a_missing_file_refuses_everything(tmp_path: Path) -> None:
@@ -102,7 +210,7 @@ def test_a_fifo_refuses_everything_without_waiting(tmp_path: Path) -> None:
 
 
 def test_one_machine_mode_has_a_modest_policy_and_says_so() -> None:
-    EMBEDDED.check("cpu.load", cpu(), 900, "staging", 3)
+    check(EMBEDDED, "cpu.load", PERCENT, 900, running=3)
     assert "built-in" in EMBEDDED.why
     with pytest.raises(Refusal):
-        EMBEDDED.check("cpu.load", cpu(), 901, "staging", 0)
+        check(EMBEDDED, "cpu.load", PERCENT, 901)

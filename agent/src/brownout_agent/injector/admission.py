@@ -88,7 +88,7 @@ class Admission:
             Refusal: that could not be noted, so it must not be obeyed.
         """
         with self._asking_the_ledger() as ledger:
-            ledger.take(order.epoch, time.time_ns() if self.policy.counts_days else None)
+            ledger.take(order.epoch, time.time_ns(), self.policy.per_day)
         return replace(order, lease_s=self.policy.lease_s(order.lease_s))
 
     @contextmanager

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DAY_NS = 24 * 3600 * 10**9
-_BEGUN_KEPT = 10_000
 _FILE_BYTES_MAX = 2**20
 
 
@@ -23,7 +22,7 @@ class LedgerError(Exception):
 class _Page:
     epoch: int = 0
     begun_ns: tuple[int, ...] = ()
-    """Wall-clock times, the oldest first."""
+    """Wall-clock times in the order in which they were noted."""
 
 
 class Ledger:
@@ -56,17 +55,16 @@ class Ledger:
         """
         return sum(begun_ns > now_ns - DAY_NS for begun_ns in self._known().begun_ns)
 
-    def take(self, epoch: int, begun_ns: int | None) -> None:
-        """Note what an order that is about to be obeyed changes; durable when it returns. `begun_ns` None counts none.
+    def take(self, epoch: int, begun_ns: int, counted: int) -> None:
+        """Note what an order that is about to be obeyed changes; durable when it returns.
+
+        The latest `counted` beginnings are kept, whatever their age: a clock that was wrong may be set right again.
 
         Raises:
             LedgerError: it could not be noted.
         """
         old = self._known()
-        begun = old.begun_ns
-        if begun_ns is not None:
-            recent = (earlier for earlier in begun if earlier > begun_ns - DAY_NS)
-            begun = (*recent, begun_ns)[-_BEGUN_KEPT:]
+        begun = (*old.begun_ns, begun_ns)[-counted:] if counted else old.begun_ns
         page = _Page(max(epoch, old.epoch), begun)
         if page == old:
             return

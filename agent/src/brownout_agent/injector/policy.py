@@ -144,9 +144,9 @@ class Policy:
         return self.file.stop_file if self.file else DEFAULT_STOP_FILE
 
     @property
-    def counts_days(self) -> bool:
-        """Whether it must be kept when faults were begun."""
-        return self.file is not None and self.file.limits.per_day is not None
+    def per_day(self) -> int:
+        """How many faults may be begun in 24 hours, and so have to be counted; 0 when they need not be."""
+        return (self.file and self.file.limits.per_day) or 0
 
     def lease_s(self, asked_s: float) -> float:
         """How long a fault goes on without a word of the controller, of what an order asks for."""
