@@ -23,7 +23,10 @@ class InjectorLink:
         self._on_message = on_message
         self._writer: asyncio.StreamWriter | None = None
         self._waiting: set[str] = set()
+        self._halting: set[str] = set()
         self._peers: tuple[tuple[str, int], ...] = ()
+        self.agent_id = ""
+        """Whose orders are passed on; the injector refuses others."""
         self.trouble = "not connected yet"
         self.on_change: Callable[[], None] = lambda: None
 
@@ -58,6 +61,14 @@ class InjectorLink:
         if self.attached:
             self._send(injector_pb2.ToInjector(fingerprint=order))
         return self.attached
+
+    def halt(self, order: fault_pb2.Halt) -> bool:
+        """Pass a halt on; False when there is nobody to pass it to."""
+        if not self.attached:
+            return False
+        self._halting.add(order.halt_id)
+        self._send(injector_pb2.ToInjector(halt=order))
+        return True
 
     def renew(self, order: fault_pb2.RenewLease) -> None:
         """Pass on that the controller lives."""
@@ -94,6 +105,8 @@ class InjectorLink:
                     self.on_change()
                 elif message.WhichOneof("body") == "reply":
                     self._waiting.discard(message.reply.fault_id)
+                elif message.WhichOneof("body") == "halted":
+                    self._halting.discard(message.halted.halt_id)
                 self._on_message(message)
         except (BadFrame, OSError) as error:
             log.warning("injector link: %s", error)
@@ -108,12 +121,16 @@ class InjectorLink:
             reply = fault_pb2.OrderReply(fault_id=fault_id, outcome=outcome, reason=self.trouble)
             self._on_message(injector_pb2.FromInjector(reply=reply))
         self._waiting.clear()
+        for halt_id in self._halting:
+            halted = fault_pb2.Halted(halt_id=halt_id, message=f"{self.trouble} before it said that all is clean")
+            self._on_message(injector_pb2.FromInjector(halted=halted))
+        self._halting.clear()
         self.on_change()
 
     def _attach(self) -> None:
         if self.attached:
             peers = [injector_pb2.Peer(address=address, port=port) for address, port in self._peers]
-            attach = injector_pb2.Attach(agent_version=__version__, control_peers=peers)
+            attach = injector_pb2.Attach(agent_version=__version__, control_peers=peers, agent_id=self.agent_id)
             self._send(injector_pb2.ToInjector(attach=attach))
 
     def _send(self, message: injector_pb2.ToInjector) -> None:

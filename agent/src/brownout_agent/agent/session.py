@@ -154,6 +154,8 @@ class Agent:
                 self._stop(message.stop)
             case "renew":
                 self._renew(message.renew)
+            case "halt":
+                self._halt(message.halt)
             case "fingerprint":
                 self._ask_fingerprint(message.fingerprint)
             case "observe":
@@ -180,6 +182,12 @@ class Agent:
             reply = fault_pb2.OrderReply(fault_id=order.fault_id, outcome=outcome, reason=self._link.trouble)
             self._outbox.put(fleet_pb2.AgentMessage(reply=reply))
 
+    def _halt(self, order: fault_pb2.Halt) -> None:
+        # From any controller, whatever its epoch, as a stop.
+        if not self._link.halt(order):
+            halted = fault_pb2.Halted(halt_id=order.halt_id, message=self._link.trouble)
+            self._outbox.put(fleet_pb2.AgentMessage(halted=halted))
+
     def _ask_fingerprint(self, order: fault_pb2.TakeFingerprint) -> None:
         if not self._link.fingerprint(order):
             fingerprint = to_wire(nothing_read(self._link.trouble), order.fingerprint_id)
@@ -205,6 +213,8 @@ class Agent:
                 self._outbox.put(fleet_pb2.AgentMessage(reply=message.reply))
             case "report":
                 self._outbox.put(fleet_pb2.AgentMessage(report=message.report))
+            case "halted":
+                self._outbox.put(fleet_pb2.AgentMessage(halted=message.halted))
             case "fingerprint":
                 self._outbox.put(fleet_pb2.AgentMessage(fingerprint=message.fingerprint))
             case "inspection":
