@@ -10,6 +10,33 @@ down_revision = "0001"
 def upgrade() -> None:
     """Change the tables of the version before."""
     op.create_table(
+        "api_request",
+        sa.Column("user", sa.String(length=63), nullable=False),
+        sa.Column("key", sa.String(length=255), nullable=False),
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("begun_ns", sa.BigInteger(), nullable=False),
+        sa.Column("status", sa.Integer(), nullable=True),
+        sa.Column("answer", sa.Text(), nullable=True),
+        sa.PrimaryKeyConstraint("user", "key", name=op.f("pk_api_request")),
+    )
+    op.create_table(
+        "api_user",
+        sa.Column("name", sa.String(length=63), nullable=False),
+        sa.Column("grants", sa.Text(), nullable=False),
+        sa.Column("disabled", sa.Boolean(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("created_ns", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_api_user")),
+    )
+    op.create_table(
+        "blast_limit",
+        sa.Column("environment", sa.String(length=63), nullable=False),
+        sa.Column("hosts", sa.Integer(), nullable=False),
+        sa.Column("percent", sa.Float(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("environment", name=op.f("pk_blast_limit")),
+    )
+    op.create_table(
         "controller",
         sa.Column("controller_id", sa.String(length=36), nullable=False),
         sa.Column("machine", sa.Text(), nullable=False),
@@ -27,6 +54,16 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("agent_id", name=op.f("pk_host_owner")),
     )
     op.create_table(
+        "plan",
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("author", sa.String(length=63), nullable=False),
+        sa.Column("made_ns", sa.BigInteger(), nullable=False),
+        sa.Column("place", sa.Text(), nullable=False),
+        sa.Column("request", sa.LargeBinary(), nullable=False),
+        sa.Column("document", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("digest", name=op.f("pk_plan")),
+    )
+    op.create_table(
         "schedule",
         sa.Column("schedule_id", sa.String(length=36), nullable=False),
         sa.Column("cron", sa.Text(), nullable=True),
@@ -40,6 +77,37 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("schedule_id", name=op.f("pk_schedule")),
     )
     op.create_table(
+        "api_token",
+        sa.Column("token_id", sa.String(length=12), nullable=False),
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("user", sa.String(length=63), nullable=False),
+        sa.Column("purpose", sa.Text(), nullable=False),
+        sa.Column("roles", sa.Text(), nullable=True),
+        sa.Column("environments", sa.Text(), nullable=True),
+        sa.Column("created_by", sa.String(length=63), nullable=False),
+        sa.Column("created_ns", sa.BigInteger(), nullable=False),
+        sa.Column("expires_ns", sa.BigInteger(), nullable=False),
+        sa.Column("used_ns", sa.BigInteger(), nullable=True),
+        sa.Column("revoked_ns", sa.BigInteger(), nullable=True),
+        sa.ForeignKeyConstraint(["user"], ["api_user.name"], name=op.f("fk_api_token_user_api_user")),
+        sa.PrimaryKeyConstraint("token_id", name=op.f("pk_api_token")),
+    )
+    op.create_table(
+        "approval",
+        sa.Column("approval_id", sa.Integer(), autoincrement=True, nullable=False),
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("approver", sa.String(length=63), nullable=False),
+        sa.Column("given_ns", sa.BigInteger(), nullable=False),
+        sa.Column("expires_ns", sa.BigInteger(), nullable=False),
+        sa.Column("withdrawn_ns", sa.BigInteger(), nullable=True),
+        sa.ForeignKeyConstraint(["approver"], ["api_user.name"], name=op.f("fk_approval_approver_api_user")),
+        sa.ForeignKeyConstraint(["digest"], ["plan.digest"], name=op.f("fk_approval_digest_plan")),
+        sa.PrimaryKeyConstraint("approval_id", name=op.f("pk_approval")),
+    )
+    with op.batch_alter_table("approval", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_approval_digest"), ["digest"], unique=False)
+
+    op.create_table(
         "occurrence",
         sa.Column("schedule_id", sa.String(length=36), nullable=False),
         sa.Column("due_ns", sa.BigInteger(), nullable=False),
@@ -51,6 +119,13 @@ def upgrade() -> None:
             ["schedule_id"], ["schedule.schedule_id"], name=op.f("fk_occurrence_schedule_id_schedule")
         ),
         sa.PrimaryKeyConstraint("schedule_id", "due_ns", name=op.f("pk_occurrence")),
+    )
+    op.create_table(
+        "run_place",
+        sa.Column("run_number", sa.Integer(), nullable=False),
+        sa.Column("place", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["run_number"], ["run.number"], name=op.f("fk_run_place_run_number_run")),
+        sa.PrimaryKeyConstraint("run_number", name=op.f("pk_run_place")),
     )
     op.create_table(
         "outbox",
