@@ -112,6 +112,6 @@ def postgres(**settings: str) -> Iterator[Postgres]:
         try:
             yield server
         finally:
-            server.stop()
+            server.stop(signal.SIGQUIT)  # nothing of it is wanted any more
     finally:
         shutil.rmtree(folder)

@@ -1,6 +1,6 @@
 """What is due when, what became of each due time, and what is still to be handed on."""
 
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, ForeignKeyConstraint, Integer, String, Table, Text
+from sqlalchemy import BigInteger, Column, ForeignKey, ForeignKeyConstraint, Integer, String, Table, Text
 
 from brownout_controller.store.schema.metadata import metadata
 
@@ -14,7 +14,6 @@ schedules = Table(
     Column("begins_ns", BigInteger, nullable=False),
     Column("grace_ns", BigInteger, nullable=False),
     Column("payload", Text, nullable=False),  # what whoever delivers is to do; not ours to read
-    Column("enabled", Boolean, nullable=False),
     Column("accounted_ns", BigInteger, nullable=False),  # every due time up to here has its occurrence
 )
 

@@ -72,7 +72,6 @@ def upgrade() -> None:
         sa.Column("begins_ns", sa.BigInteger(), nullable=False),
         sa.Column("grace_ns", sa.BigInteger(), nullable=False),
         sa.Column("payload", sa.Text(), nullable=False),
-        sa.Column("enabled", sa.Boolean(), nullable=False),
         sa.Column("accounted_ns", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("schedule_id", name=op.f("pk_schedule")),
     )
@@ -144,6 +143,22 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("run_key", name=op.f("pk_outbox")),
     )
+    with op.batch_alter_table("agent", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("serial", sa.String(length=40), nullable=True))
+        batch_op.add_column(sa.Column("previous_serial", sa.String(length=40), nullable=True))
+        batch_op.add_column(sa.Column("request_key", sa.String(length=64), nullable=True))
+        batch_op.add_column(sa.Column("certificate_pem", sa.LargeBinary(), nullable=True))
+        batch_op.add_column(sa.Column("expires_ns", sa.BigInteger(), nullable=True))
+        batch_op.add_column(sa.Column("generation", sa.Integer(), nullable=True))
+        batch_op.add_column(sa.Column("trusts", sa.String(length=64), nullable=True))
+        batch_op.add_column(sa.Column("withdrawn_ns", sa.BigInteger(), nullable=True))
+        batch_op.add_column(sa.Column("withdrawn_as", sa.String(length=16), nullable=True))
+        batch_op.add_column(sa.Column("withdrawn_reason", sa.Text(), nullable=True))
+        batch_op.create_index("ix_agent_withdrawn_ns", ["withdrawn_ns"], unique=False)
+
+    with op.batch_alter_table("join_token", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("created_ns", sa.BigInteger(), nullable=True))
+
     with op.batch_alter_table("run", schema=None) as batch_op:
         batch_op.add_column(sa.Column("run_key", sa.String(length=36), nullable=True))
         batch_op.add_column(sa.Column("controller_id", sa.String(length=36), nullable=True))
