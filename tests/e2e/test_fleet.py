@@ -10,11 +10,12 @@ from pathlib import Path
 
 import grpc
 import pytest
-from brownout_agent.agent.identity import SERVER_NAME, JoinError, Membership, load, new_request
+from brownout_agent.agent.identity import JoinError, Membership, load, new_key, request_for
 from brownout_agent.agent.joining import join
+from brownout_agent.agent.trust import SERVER_NAME, controllers_of
 from brownout_agent.kernel.clock import boottime_ns
 from brownout_controller.fleet import server
-from brownout_controller.fleet.authority import Authority
+from brownout_controller.fleet.authority import Authority, Peer, read_request
 from brownout_controller.serving import Controller, open_authority, serve_fleet
 from brownout_controller.store.store import Store
 from brownout_protos.v1 import fleet_pb2, fleet_pb2_grpc
@@ -144,10 +145,10 @@ def test_who_is_no_agent_of_this_cluster_gets_no_session(tmp_path: Path, role: s
 
 def test_an_agent_that_controls_its_request_cannot_choose_its_name(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    _, request = new_request()
-    certificate = authority.agent_certificate(request, "11111111-1111-1111-1111-111111111111")
-    assert authority.agent_id_of(certificate) == "11111111-1111-1111-1111-111111111111"
-    assert authority.agent_id_of(authority.server_pair().certificate_pem) is None
+    request = read_request(request_for(new_key()))
+    issued = authority.issue(request, "11111111-1111-1111-1111-111111111111")
+    assert authority.peer_of(issued.certificate_pem) == Peer("11111111-1111-1111-1111-111111111111", issued.serial, 1)
+    assert authority.peer_of(authority.server_pair().certificate_pem) is None
 
 
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
             return await joined(serving, tmp_path / "a")
 
     folder = asyncio.run(story())
-    (folder / "key.pem").chmod(0o644)
+    (folder / "identity.pem").chmod(0o644)
     argv = [BIN / "brownout-agent", "run", "--state-dir", folder]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -164,19 +165,22 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
 
 
 def _credentials(role: str, authority: Authority, folder: Path) -> tuple[bytes, bytes]:
-    key, request = new_request()
+    key = new_key()
+    request = read_request(request_for(key))
     if role == "nobody":
         return b"", b""
     if role == "other authority":
-        return key, Authority(folder / "other").agent_certificate(request, "22222222-2222-2222-2222-222222222222")
+        return key, Authority(folder / "other").issue(request, "22222222-2222-2222-2222-222222222222").certificate_pem
     if role == "not enrolled":
-        return key, authority.agent_certificate(request, "33333333-3333-3333-3333-333333333333")
+        return key, authority.issue(request, "33333333-3333-3333-3333-333333333333").certificate_pem
     pair = authority.server_pair()
     return pair.key_pem, pair.certificate_pem
 
 
 async def _greet(serving: Controller, key: bytes, certificate: bytes) -> None:
-    credentials = grpc.ssl_channel_credentials(serving.authority.certificate_pem, key or None, certificate or None)
+    credentials = grpc.ssl_channel_credentials(
+        controllers_of(serving.authority.bundle_pem), key or None, certificate or None
+    )
     options = (("grpc.ssl_target_name_override", SERVER_NAME),)
     async with grpc.aio.secure_channel(f"127.0.0.1:{serving.port}", credentials, options=options) as channel:
         # Nothing is written: who is refused is refused before a word, and a write into an ended call hides why.
@@ -228,7 +232,7 @@ def test_a_controller_that_ends_leaves_no_traceback_whoever_is_connected(
         async with controller(tmp_path / "c") as serving:
             identity = load(await joined(serving, tmp_path / "a"))
             credentials = grpc.ssl_channel_credentials(
-                identity.authority_pem, identity.key_pem, identity.certificate_pem
+                controllers_of(identity.authority_pem), identity.key_pem, identity.certificate_pem
             )
             options = (("grpc.ssl_target_name_override", SERVER_NAME),)
             channel = grpc.aio.secure_channel(f"127.0.0.1:{serving.port}", credentials, options=options)

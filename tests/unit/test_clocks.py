@@ -1,6 +1,7 @@
 """Where an agent's clock stands: whatever delays and drift, the truth lies within the stated error."""
 
 import pytest
+from brownout_controller.fleet.authority import Peer
 from brownout_controller.fleet.clocks import DRIFT_PPM, FORGET_AFTER_NS, ClockEstimate, Exchange, measure
 from brownout_controller.fleet.sessions import Session
 from brownout_protos.v1 import fleet_pb2
@@ -60,7 +61,8 @@ def test_without_an_exchange_nothing_is_said_of_a_stamp() -> None:
 
 
 def test_an_answer_to_an_earlier_session_measures_nothing() -> None:
-    earlier, later = Session(), Session()
+    peer = Peer("11111111-1111-1111-1111-111111111111", "a1", 1)
+    earlier, later = Session(peer), Session(peer)
     earlier.ask_clock()
     later.ask_clock()
     late = fleet_pb2.ClockReply(number=earlier._number, received_boottime_ns=1, sent_boottime_ns=2)

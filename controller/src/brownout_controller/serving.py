@@ -1,13 +1,19 @@
 """A controller that serves a fleet: authority, store and listening ports, opened and closed together."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from brownout_controller.audit.entry import Auditor
+from brownout_controller.audit.logged import LogAuditor
 from brownout_controller.fleet.authority import Authority
-from brownout_controller.fleet.server import FleetServer, FleetService
+from brownout_controller.fleet.knocks import Knocks
+from brownout_controller.fleet.listening import FleetServer
+from brownout_controller.fleet.server import FleetService
 from brownout_controller.fleet.sessions import Fleet
+from brownout_controller.fleet.sweeping import Sweeper
 from brownout_controller.store.identities import Identities
 from brownout_controller.store.store import Store
 
@@ -33,9 +39,16 @@ def open_authority(data_dir: Path) -> Authority:
 
 @asynccontextmanager
 async def serve_fleet(
-    store: Store, authority: Authority, host: str, port: int, identities: Identities | None = None
+    store: Store,
+    authority: Authority,
+    host: str,
+    port: int,
+    identities: Identities | None = None,
+    auditor: Auditor | None = None,
 ) -> AsyncIterator[Controller]:
     """Listen for agents; `identities` keeps tokens and agents where that is not `store` (one-machine mode).
+
+    Without an `auditor`, who was let in or refused stands in the program's log.
 
     Raises:
         OSError: the address cannot be bound.
@@ -45,19 +58,23 @@ async def serve_fleet(
         if identities is None:
             held.enter_context(store.database.serving())
             identities = Identities(store.database)
-        async with _listening(store, authority, host, port, identities) as controller:
+        async with _listening(store, authority, host, port, identities, auditor or LogAuditor()) as controller:
             yield controller
 
 
 @asynccontextmanager
 async def _listening(
-    store: Store, authority: Authority, host: str, port: int, identities: Identities
+    store: Store, authority: Authority, host: str, port: int, identities: Identities, auditor: Auditor
 ) -> AsyncIterator[Controller]:
-    fleet, epoch = Fleet(), identities.take_epoch()
-    server = FleetServer(FleetService(fleet, authority, identities, epoch), authority)
+    fleet, epoch, knocks = Fleet(), identities.take_epoch(), Knocks()
+    service = FleetService(fleet, authority, identities, epoch, auditor, knocks)
+    server = FleetServer(service, authority, knocks)
     fleet_port, enrol_port = await server.start(host, port)
+    sweeper = Sweeper(fleet, authority, identities, auditor, knocks, service.welcome_again)
+    sweeping = asyncio.create_task(sweeper.run())
     try:
         yield Controller(fleet, store, identities, authority, epoch, host, fleet_port, enrol_port)
     finally:
+        sweeping.cancel()
         fleet.say_bye("this controller ends")
         await server.stop()

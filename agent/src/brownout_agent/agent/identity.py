@@ -1,33 +1,31 @@
 """Who this agent is: a key that never leaves the host, and a short-lived certificate for it.
 
-Joining needs a one-time token and the pin of the controller's authority (SHA-256 of its public key), and nothing is
-trusted before the pin fits. Renewal at two thirds of the certificate's life, with a fresh key each time.
+Renewed at two thirds of the certificate's life, with a fresh key each time. A fresh key is kept before it is shown, so
+that a renewal whose answer was lost is asked for again with the same key, and is the same renewal.
 """
 
+import datetime
 import hashlib
 import json
 import os
 import random
-import socket
-import ssl
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-SERVER_NAME = "controller.brownout.internal"
-"""The name in every controller's certificate. An agent's certificate has none, so no agent can play controller."""
 RENEW_AT = 2 / 3
+BACKDATED = datetime.timedelta(minutes=5)
+"""Certificates begin so long before they are made: clocks of hosts run behind, and they must be good at once."""
 _RENEW_JITTER = 0.05
-_FETCH_TIMEOUT_S = 5.0
+_IDENTITY, _AUTHORITY, _MEMBERSHIP, _NEXT_KEY = "identity.pem", "authority.pem", "agent.json", "next-key.pem"
 
 
 class JoinError(Exception):
-    """The agent could not join; the text says why and what to do."""
+    """The agent could not join, or its identity is of no use; the text says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,99 +52,102 @@ class Identity:
     def renew_in_s(self) -> float:
         """Seconds from now until this certificate should be renewed, with jitter; 0 when it is overdue."""
         certificate = x509.load_pem_x509_certificate(self.certificate_pem)
-        begins, ends = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+        begins = (certificate.not_valid_before_utc + BACKDATED).timestamp()
+        ends = certificate.not_valid_after_utc.timestamp()
         share = RENEW_AT + random.uniform(-_RENEW_JITTER, _RENEW_JITTER)  # noqa: S311 - spreads load, no secret
         return max(0.0, begins + (ends - begins) * share - time.time())
 
+    @property
+    def lives_s(self) -> float:
+        """Seconds until this certificate runs out; negative afterwards."""
+        return x509.load_pem_x509_certificate(self.certificate_pem).not_valid_after_utc.timestamp() - time.time()
 
-def new_request() -> tuple[bytes, bytes]:
-    """A fresh P-256 key and a certificate request for it, both PEM. The authority uses only the public key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
-    key_pem = key.private_bytes(
+    @property
+    def trusts(self) -> str:
+        """SHA-256 of the authorities that it trusts, so that the controller knows which it has learnt of."""
+        return hashlib.sha256(self.authority_pem).hexdigest()
+
+
+def new_key() -> bytes:
+    """A fresh P-256 key (PEM)."""
+    return ec.generate_private_key(ec.SECP256R1()).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    return key_pem, request.public_bytes(serialization.Encoding.PEM)
 
 
-def pin_of(certificate: x509.Certificate) -> str:
-    """`sha256:` and the hex digest of the certificate's public key (SubjectPublicKeyInfo, DER)."""
-    spki = certificate.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return f"sha256:{hashlib.sha256(spki).hexdigest()}"
+def request_for(key_pem: bytes) -> bytes:
+    """A certificate request (PEM) that shows a key and names nobody: the authority gives the names."""
+    key = serialization.load_pem_private_key(key_pem, password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey), "we made it"
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.PEM)
 
 
-def fetch_authority(host: str, port: int, pin: str) -> bytes:
-    """The authority's certificate (PEM), taken from the handshake and believed only because the pin fits.
-
-    Raises:
-        OSError: the controller does not answer.
-        JoinError: nothing it showed has this pin.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # the pin decides, below
-    context.set_alpn_protocols(["h2"])
-    with socket.create_connection((host, port), timeout=_FETCH_TIMEOUT_S) as raw, context.wrap_socket(raw) as tls:
-        chain = _unverified_chain(tls)
-    for der in chain:
-        certificate = x509.load_der_x509_certificate(der)
-        if pin_of(certificate) == pin:
-            return certificate.public_bytes(serialization.Encoding.PEM)
-    raise JoinError(
-        f"{host}:{port} shows no authority with the pin {pin}: this is another controller, or somebody in between. "
-        "Next: compare with `brownout token create` on the controller"
-    )
-
-
-def _unverified_chain(tls: ssl.SSLSocket) -> list[bytes]:
-    # Public since Python 3.13 (gh-109109); before that the same call stands on the inner object.
-    if hasattr(tls, "get_unverified_chain"):
-        return list(tls.get_unverified_chain())
-    inner: Any = getattr(tls, "_sslobj")  # noqa: B009 - mypy's stub hides it
-    return [ssl.PEM_cert_to_DER_cert(certificate.public_bytes()) for certificate in inner.get_unverified_chain()]
+def next_key(folder: Path, identity: Identity) -> bytes:
+    """The key of the next certificate: the one that was shown already, when its answer was lost; else a fresh one."""
+    path = folder / _NEXT_KEY
+    if path.exists() and (kept := _read_own(path)) != identity.key_pem:
+        return kept
+    key_pem = new_key()
+    write_durably(path, key_pem)
+    return key_pem
 
 
 def save(folder: Path, identity: Identity) -> None:
-    """Put the identity into `folder`, each file whole or not at all; key and folder are for this user alone."""
+    """Put the identity into `folder`. Key and certificate are one file, so that they always fit together."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name, content in (
-        ("key.pem", identity.key_pem),
-        ("authority.pem", identity.authority_pem),
-        ("certificate.pem", identity.certificate_pem),
-        ("agent.json", json.dumps(asdict(identity.membership)).encode()),
+        (_AUTHORITY, identity.authority_pem),
+        (_MEMBERSHIP, json.dumps(asdict(identity.membership)).encode()),
+        (_IDENTITY, identity.key_pem + identity.certificate_pem),
     ):
         write_durably(folder / name, content)
+    (folder / _NEXT_KEY).unlink(missing_ok=True)
+
+
+def save_authority(folder: Path, authority_pem: bytes) -> None:
+    """Keep the authorities to trust from now on."""
+    write_durably(folder / _AUTHORITY, authority_pem)
 
 
 def load(folder: Path) -> Identity:
     """The identity in `folder`.
 
     Raises:
-        JoinError: this agent has not joined, or its key is open to others.
+        JoinError: this agent has not joined, or its files are damaged or open to others.
     """
-    key = folder / "key.pem"
     try:
-        if key.stat().st_mode & 0o077:
-            raise JoinError(f"{key} is open to others; next: chmod 600 {key}, or join again")
-        membership = Membership(**json.loads((folder / "agent.json").read_text()))
-        return Identity(
-            membership,
-            key.read_bytes(),
-            (folder / "certificate.pem").read_bytes(),
-            (folder / "authority.pem").read_bytes(),
-        )
+        key_pem, begin, certificate = _read_own(folder / _IDENTITY).partition(b"-----BEGIN CERTIFICATE-----")
+        membership = Membership(**json.loads(_read_own(folder / _MEMBERSHIP)))
+        identity = Identity(membership, key_pem, begin + certificate, _read_own(folder / _AUTHORITY))
+        serialization.load_pem_private_key(identity.key_pem, password=None)
+        x509.load_pem_x509_certificate(identity.certificate_pem)
     except FileNotFoundError as error:
         raise JoinError(f"{folder} holds no identity ({error.filename}); next: brownout-agent join ...") from error
+    except (ValueError, TypeError) as error:
+        raise JoinError(f"the identity in {folder} is damaged ({error}); next: brownout-agent join ...") from error
+    return identity
+
+
+def _read_own(path: Path) -> bytes:
+    """A file that nobody else may read, so that nobody else can have read it."""
+    if path.stat().st_mode & 0o077:
+        raise JoinError(f"{path} is open to others; next: chmod 600 {path}, or join again")
+    return path.read_bytes()
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Replace a file by rename, synced, readable by this user alone."""
+    """Replace a file by rename, synced with its folder, readable by this user alone."""
     fresh = path.with_suffix(path.suffix + ".new")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, 0o600)  # a leftover of a crash keeps the mode that it had
         file.write(content)
         file.flush()
         os.fsync(descriptor)
     fresh.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -7,8 +7,9 @@ from pathlib import Path
 import grpc
 from brownout_protos.v1 import fleet_pb2, fleet_pb2_grpc
 
-from brownout_agent.agent.identity import Identity, JoinError, Membership, fetch_authority, new_request, save
-from brownout_agent.agent.session import CHANNEL_OPTIONS
+from brownout_agent.agent.identity import Identity, JoinError, Membership, new_key, request_for, save
+from brownout_agent.agent.stream import CHANNEL_OPTIONS
+from brownout_agent.agent.trust import NotTrusted, controllers_of, fetch_authority
 
 RETRY_EVERY_S = 0.5
 _ENROL_TIMEOUT_S = 10.0
@@ -28,6 +29,8 @@ async def join(folder: Path, membership: Membership, token: str, pin: str, wait_
         try:
             authority = await asyncio.to_thread(fetch_authority, host.strip("[]"), membership.enrol_port, pin)
             return await _enrol(folder, membership, token, authority)
+        except NotTrusted as error:
+            raise JoinError(str(error)) from error
         except OSError as error:
             if asyncio.get_running_loop().time() > deadline:
                 where = f"{host}:{membership.enrol_port}"
@@ -37,12 +40,12 @@ async def join(folder: Path, membership: Membership, token: str, pin: str, wait_
 
 async def _enrol(folder: Path, membership: Membership, token: str, authority: bytes) -> Identity:
     host, _, _ = membership.controller.rpartition(":")
-    key_pem, request_pem = new_request()
-    credentials = grpc.ssl_channel_credentials(authority)
+    key_pem = new_key()
+    credentials = grpc.ssl_channel_credentials(controllers_of(authority))
     target = f"{host}:{membership.enrol_port}"
     async with grpc.aio.secure_channel(target, credentials, options=CHANNEL_OPTIONS) as channel:
         stub: fleet_pb2_grpc.FleetAsyncStub = fleet_pb2_grpc.FleetStub(channel)
-        request = fleet_pb2.EnrolRequest(token=token, certificate_request_pem=request_pem)
+        request = fleet_pb2.EnrolRequest(token=token, certificate_request_pem=request_for(key_pem))
         try:
             answer = await stub.Enrol(request, timeout=_ENROL_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:

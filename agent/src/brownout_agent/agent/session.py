@@ -4,36 +4,27 @@ It owns no fault. When the stream is lost it passes no more lease renewals on, a
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import socket
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import grpc
-from brownout_protos.v1 import fault_pb2, fleet_pb2, fleet_pb2_grpc, injector_pb2
+from brownout_protos.v1 import fault_pb2, fleet_pb2, injector_pb2
 
 from brownout_agent import __version__
-from brownout_agent.agent.identity import SERVER_NAME, Identity, new_request, save, write_durably
+from brownout_agent.agent.identity import Identity, save_authority, write_durably
 from brownout_agent.agent.link import InjectorLink
 from brownout_agent.agent.observers import Observers
 from brownout_agent.agent.outbox import Outbox
+from brownout_agent.agent.renewing import renew, retry_in_s
+from brownout_agent.agent.stream import Stream, why_not
+from brownout_agent.agent.trust import NotTrusted, controllers_of
 from brownout_agent.fingerprint import nothing_read, to_wire
 from brownout_agent.kernel.clock import boot_id, boottime_ns
 
-CHANNEL_OPTIONS = (
-    ("grpc.ssl_target_name_override", SERVER_NAME),
-    ("grpc.keepalive_time_ms", 1_000),
-    ("grpc.keepalive_timeout_ms", 1_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.max_receive_message_length", 256 * 1024),
-)
 RECONNECT_AFTER_S = (0.2, 1.0)
 OBSERVERS_ALONE_S = 120.0
 """How long probes go on without a controller."""
@@ -58,6 +49,7 @@ class Agent:
         self._inspected = asyncio.Event()
         self._inspection = injector_pb2.Inspection()
         self._greeted = False
+        self._renew_now = asyncio.Event()
         self._epoch = _read_epoch(folder)
         self._heard_ns = boottime_ns()
 
@@ -72,45 +64,84 @@ class Agent:
                 await asyncio.sleep(random.uniform(*RECONNECT_AFTER_S))  # noqa: S311 - spreads reconnects
 
     async def _session_once(self) -> None:
-        host, _, port = self._identity.membership.controller.rpartition(":")
+        where = self._identity.membership.controller
         try:
+            host, _, port = where.rpartition(":")
             self._link.exempt(await _addresses(host.strip("[]"), int(port)))
-            async with _channel(self._identity, f"{host}:{port}") as channel:
-                await self._converse(fleet_pb2_grpc.FleetStub(channel))
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, StaleController, OSError) as error:
-            detail = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
-            log.info("no session with %s:%s: %s", host, port, detail)
+            self._link.inspect()
+            await self._wait_inspected()
+            await self._converse(await self._open())
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, StaleController, NotTrusted, OSError) as error:
+            log.info("no session with %s: %s", where, why_not(error, self._identity))
 
-    async def _converse(self, stub: "fleet_pb2_grpc.FleetAsyncStub") -> None:
-        self._link.inspect()
-        await self._wait_inspected()
-        call = stub.Session()
-        tasks = [
-            asyncio.create_task(work) for work in (self._read(call), self._write(call), self._renew_when_due(stub))
-        ]
+    async def _open(self) -> Stream:
+        stream = await Stream.open(self._identity, self._hello())
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            self._welcomed(stream.welcome)
+        except StaleController:
+            await stream.close()
+            raise
+        return stream
+
+    async def _converse(self, stream: Stream) -> None:
+        """Talk until the stream ends. A renewed certificate brings the next stream before this one is let go."""
+        self._greeted = True
+        try:
+            while True:
+                self._outbox.rewind()
+                reading, writing, succeeding = tasks = (
+                    asyncio.create_task(self._read(stream)),
+                    asyncio.create_task(self._write(stream)),
+                    asyncio.create_task(self._succeed(stream)),
+                )
+                try:
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                except asyncio.CancelledError:
+                    await stream.close(*tasks)
+                    raise
+                if not succeeding.done() or succeeding.exception() is not None:
+                    break
+                predecessor, stream = stream, succeeding.result()
+                await predecessor.retire(reading, writing)
         finally:
             self._greeted = False
-            for task in tasks:
-                task.cancel()
-            call.cancel()
-            ended = await asyncio.gather(*tasks, return_exceptions=True)
-        for trouble in ended:
+        for trouble in await stream.close(*tasks):
             if isinstance(trouble, Exception):
                 raise trouble
 
-    async def _read(self, call: Any) -> None:
-        async for message in call:
-            self._obey(message)
+    async def _read(self, stream: Stream) -> None:
+        while (message := await stream.read()) is not None:
+            self._obey(message, stream.welcome.session)
 
-    async def _write(self, call: Any) -> None:
-        """Say who this is, then what the last stream may not have carried, then everything else. The one writer."""
-        await call.write(fleet_pb2.AgentMessage(hello=self._hello()))
-        self._greeted = True
-        self._outbox.rewind()
+    async def _write(self, stream: Stream) -> None:
+        """What the last stream may not have carried, then everything else. The one writer."""
+        while not stream.retired:
+            await stream.write(await self._outbox.take())
+
+    async def _succeed(self, stream: Stream) -> Stream:
+        """Renew the certificate in time, and open the next stream with it."""
+        await self._renewed(stream)
         while True:
-            await call.write(await self._outbox.take())
+            try:
+                return await self._open()
+            except (grpc.aio.AioRpcError, NotTrusted, OSError) as error:
+                log.warning("the old certificate stays in use: %s", why_not(error, self._identity))
+                await asyncio.sleep(random.uniform(*RECONNECT_AFTER_S))  # noqa: S311 - spreads reconnects
+
+    async def _renewed(self, stream: Stream) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._identity.renew_in_s):
+                    await self._renew_now.wait()
+            try:
+                self._identity = await renew(stream.stub, self._folder, self._identity)
+            except grpc.aio.AioRpcError as error:
+                log.warning("the certificate could not be renewed: %s", error.details())
+                await asyncio.sleep(retry_in_s(self._identity))
+                continue
+            self._renew_now.clear()
+            log.info("the certificate was renewed")
+            return
 
     async def _wait_inspected(self) -> None:
         """Give a running injector a moment to answer, so that the first Hello tells all; without one, go on."""
@@ -133,23 +164,31 @@ class Agent:
             policy=self._inspection.policy if self._link.attached else self._link.trouble,
             injector_attached=self._link.attached,
             environment=self._inspection.environment,
+            trusts=self._identity.trusts,
         )
 
     # ---- what the controller says -----------------------------------------------------------------------------
 
-    def _obey(self, message: fleet_pb2.ControllerMessage) -> None:
+    def _obey(self, message: fleet_pb2.ControllerMessage, session: int) -> None:
         received_ns = self._heard_ns = boottime_ns()
         match message.WhichOneof("body"):
             case "welcome":
-                self._accept_epoch(message.welcome.epoch)
-                log.info("in session with controller %s", message.welcome.controller_version)
+                self._welcomed(message.welcome)
             case "clock":
                 reply = fleet_pb2.ClockReply(
                     number=message.clock.number, received_boottime_ns=received_ns, sent_boottime_ns=boottime_ns()
                 )
                 self._outbox.put(fleet_pb2.AgentMessage(clock=reply))
             case "inject":
-                self._inject(message.inject)
+                self._inject(message.inject, session)
+            case "bye":
+                log.info("the controller ended the session: %s", message.bye.reason)
+            case _:
+                self._do(message)
+
+    def _do(self, message: fleet_pb2.ControllerMessage) -> None:
+        """What needs no permit of this session."""
+        match message.WhichOneof("body"):
             case "stop":
                 self._stop(message.stop)
             case "renew":
@@ -162,11 +201,27 @@ class Agent:
                 self._observers.start(message.observe)
             case "end_observe":
                 self._observers.end(message.end_observe.observer_id)
-            case "bye":
-                log.info("the controller ended the session: %s", message.bye.reason)
 
-    def _inject(self, order: fault_pb2.Inject) -> None:
-        if order.epoch < self._epoch:
+    def _welcomed(self, welcome: fleet_pb2.Welcome) -> None:
+        """Said first, and again when the authorities change."""
+        self._accept_epoch(welcome.epoch)
+        if welcome.authority_pem and welcome.authority_pem != self._identity.authority_pem:
+            controllers_of(welcome.authority_pem)  # else no controller could be reached any more
+            save_authority(self._folder, welcome.authority_pem)
+            self._identity = replace(self._identity, authority_pem=welcome.authority_pem)
+            self._outbox.put(fleet_pb2.AgentMessage(hello=self._hello()))
+            log.info("the controller's authorities have changed")
+        if welcome.renew:
+            self._renew_now.set()
+        log.info("in session with controller %s", welcome.controller_version)
+
+    def _inject(self, order: fault_pb2.Inject, session: int) -> None:
+        own_id = self._identity.membership.agent_id
+        if order.agent_id != own_id:
+            self._refuse(order.fault_id, f"the order is for agent {order.agent_id or 'nobody'}, and this is {own_id}")
+        elif order.session != session:
+            self._refuse(order.fault_id, "the order is of another session: replayed, or late")
+        elif order.epoch < self._epoch:
             self._refuse(order.fault_id, f"epoch {order.epoch} is older than {self._epoch}, which this host obeys")
         elif not self._link.inject(order):
             self._refuse(order.fault_id, self._link.trouble, "start brownout-injector on the host")
@@ -228,29 +283,6 @@ class Agent:
     def _say_lease(self) -> None:
         status = fleet_pb2.LeaseStatus(injector_attached=self._link.attached, detail=self._link.trouble)
         self._outbox.put(fleet_pb2.AgentMessage(lease=status))
-
-    # ---- certificate --------------------------------------------------------------------------------------------
-
-    async def _renew_when_due(self, stub: "fleet_pb2_grpc.FleetAsyncStub") -> None:
-        """Fetch the next certificate in time. The running channel keeps the old one; the next connection uses it."""
-        while True:
-            await asyncio.sleep(self._identity.renew_in_s)
-            key_pem, request_pem = new_request()
-            try:
-                answer = await stub.Renew(fleet_pb2.RenewRequest(certificate_request_pem=request_pem))
-            except grpc.aio.AioRpcError as error:
-                log.warning("the certificate could not be renewed: %s", error.details())
-                await asyncio.sleep(60)
-                continue
-            membership = self._identity.membership
-            self._identity = Identity(membership, key_pem, answer.certificate_pem, answer.authority_pem)
-            save(self._folder, self._identity)
-            log.info("the certificate was renewed")
-
-
-def _channel(identity: Identity, target: str) -> grpc.aio.Channel:
-    credentials = grpc.ssl_channel_credentials(identity.authority_pem, identity.key_pem, identity.certificate_pem)
-    return grpc.aio.secure_channel(target, credentials, options=CHANNEL_OPTIONS)
 
 
 async def _addresses(host: str, port: int) -> tuple[tuple[str, int], ...]:

@@ -1,29 +1,53 @@
-"""The controller's certificate authority: it makes every identity, and of a request it reads only the public key."""
+"""The controller's certificate authority: it makes every identity, and of a request it reads only the public key.
+
+Kept in a folder that is its owner's alone: one sub-folder a generation, with key and certificate of the root, of the
+agents' intermediate and of the controllers'; and `rotation.json`, which says which generations count now.
+"""
 
 import datetime
+import fcntl
+import hashlib
 import ipaddress
 import json
+import os
+import shutil
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from brownout_agent.agent.identity import SERVER_NAME, pin_of, write_durably
+from brownout_agent.agent.identity import write_durably
+from brownout_agent.agent.trust import SERVER_NAME, pin_of
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from brownout_controller.fleet.certificates import (
+    AGENTS,
+    CONTROLLERS,
+    Signer,
+    make_intermediate,
+    make_root,
+    private_pem,
+    sign_leaf,
+)
+from brownout_controller.fleet.rotation import Phase, Rotation
+from brownout_controller.store.identities import Certified
 
 AGENT_LIFE = datetime.timedelta(hours=24)
 SERVER_LIFE = datetime.timedelta(days=30)
-AUTHORITY_LIFE = datetime.timedelta(days=3650)
-_BACKDATED = datetime.timedelta(minutes=5)
-"""Clocks of hosts run behind; a certificate must be good at once."""
-_AGENT_PREFIX = "/agent/"
+_ROOT = "root"
 
 
 class RequestRefused(Exception):
     """A certificate request that the authority will not sign."""
+
+
+class AuthorityError(Exception):
+    """The authority cannot be used; the text says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,34 +58,74 @@ class KeyPair:
     certificate_pem: bytes
 
 
-class Authority:
-    """One authority for one cluster, kept in a folder that is its owner's alone."""
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A certificate request that was checked."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open the authority in `folder`, making it if there is none."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._key_path, self._certificate_path = folder / "authority.key", folder / "authority.pem"
-        cluster_path = folder / "cluster.json"
-        if not self._certificate_path.exists():
-            cluster = str(uuid.uuid4())
-            write_durably(cluster_path, json.dumps({"cluster": cluster}).encode())
-            pair = _make_authority(cluster)
-            write_durably(self._key_path, pair.key_pem)
-            write_durably(self._certificate_path, pair.certificate_pem)
-        self.cluster: str = json.loads(cluster_path.read_text())["cluster"]
-        self.certificate_pem = self._certificate_path.read_bytes()
-        self._certificate = x509.load_pem_x509_certificate(self.certificate_pem)
-        key = serialization.load_pem_private_key(self._key_path.read_bytes(), password=None)
-        assert isinstance(key, ec.EllipticCurvePrivateKey), "we made it"
-        self._key = key
+    key: ec.EllipticCurvePublicKey
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the public key: two requests with the same one are the same request."""
+        spki = self.key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+        return hashlib.sha256(spki).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The agent that a verified certificate names."""
+
+    agent_id: str
+    serial: str
+    generation: int
+
+
+class Authority:
+    """One authority for one cluster. Another process may rotate it; `refresh` notices."""
+
+    def __init__(self, folder: Path, agent_life: datetime.timedelta = AGENT_LIFE) -> None:
+        """Open the authority in `folder`, making it if there is none.
+
+        Raises:
+            AuthorityError: it is damaged, open to others, or of an earlier version.
+        """
+        self._folder = folder
+        self._agent_life = agent_life
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with self._alone():
+                if not self._rotation_path.exists():
+                    self._found()
+            self.refresh()
+        except OSError as error:
+            raise AuthorityError(f"cannot keep an authority in {folder}: {error.strerror or error}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise AuthorityError(f"the authority in {folder} is damaged ({error}); restore the folder") from error
 
     @property
     def pin(self) -> str:
-        """What agents compare before they trust anything."""
-        return pin_of(self._certificate)
+        """What agents compare before they trust anything: of the root above the certificate that is shown now."""
+        return pin_of(self._generations[self.rotation.presenting][_ROOT].certificate)
+
+    @property
+    def bundle_pem(self) -> bytes:
+        """What agents keep to know controllers by: root and controllers' intermediate of each trusted generation."""
+        chosen = (self._generations[number] for number in self.rotation.trusted)
+        return b"".join(signers[CONTROLLERS].certificate_pem + signers[_ROOT].certificate_pem for signers in chosen)
+
+    @property
+    def bundle_digest(self) -> str:
+        """SHA-256 of `bundle_pem`, as agents say it back."""
+        return hashlib.sha256(self.bundle_pem).hexdigest()
+
+    @property
+    def clients_pem(self) -> bytes:
+        """What a controller knows agents by: the agents' intermediate of each trusted generation."""
+        return b"".join(self._generations[number][AGENTS].certificate_pem for number in self.rotation.trusted)
 
     def server_pair(self) -> KeyPair:
-        """A fresh key and certificate for this controller; its chain carries the authority, so agents can pin it."""
+        """A fresh key and certificate for this controller; its chain carries the root, so that agents can pin it."""
+        signers = self._generations[self.rotation.presenting]
         key = ec.generate_private_key(ec.SECP256R1())
         names = [
             x509.DNSName(SERVER_NAME),
@@ -69,90 +133,167 @@ class Authority:
             x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
             x509.UniformResourceIdentifier(f"spiffe://{self.cluster}/controller/{uuid.uuid4()}"),
         ]
-        certificate = self._sign(key.public_key(), names, ExtendedKeyUsageOID.SERVER_AUTH, SERVER_LIFE)
-        return KeyPair(_private_pem(key), certificate + self.certificate_pem)
+        leaf = sign_leaf(
+            signers[CONTROLLERS], key.public_key(), names, ExtendedKeyUsageOID.SERVER_AUTH, _now(), SERVER_LIFE
+        )
+        chain = leaf.public_bytes(serialization.Encoding.PEM) + signers[CONTROLLERS].certificate_pem
+        return KeyPair(private_pem(key), chain + signers[_ROOT].certificate_pem)
 
-    def agent_certificate(self, request_pem: bytes, agent_id: str) -> bytes:
-        """A client certificate (PEM) for the public key of a request; its names are ours, never the request's.
+    def issue(self, request: Request, agent_id: str) -> Certified:
+        """A client certificate for the key of a request; its name is ours, never the request's."""
+        names = [x509.UniformResourceIdentifier(f"spiffe://{self.cluster}/agent/{agent_id}")]
+        leaf = sign_leaf(
+            self._generations[self.rotation.issuing][AGENTS],
+            request.key, names, ExtendedKeyUsageOID.CLIENT_AUTH, _now(), self._agent_life,
+        )  # fmt: skip
+        expires_ns = int(leaf.not_valid_after_utc.timestamp()) * 10**9
+        return Certified(leaf.public_bytes(serialization.Encoding.PEM), _serial(leaf), expires_ns)
 
-        Raises:
-            RequestRefused: not a request, a wrong signature, or a key that is not P-256.
-        """
-        try:
-            request = x509.load_pem_x509_csr(request_pem)
-        except ValueError as error:
-            raise RequestRefused(f"not a certificate request: {error}") from error
-        key = request.public_key()
-        if not request.is_signature_valid:
-            raise RequestRefused("the request is not signed by its own key")
-        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-            raise RequestRefused("the key is not on P-256")
-        names = [x509.UniformResourceIdentifier(f"spiffe://{self.cluster}{_AGENT_PREFIX}{agent_id}")]
-        return self._sign(key, names, ExtendedKeyUsageOID.CLIENT_AUTH, AGENT_LIFE)
-
-    def agent_id_of(self, certificate_pem: bytes) -> str | None:
+    def peer_of(self, certificate_pem: bytes) -> Peer | None:
         """The agent that a peer's certificate names, or None when it names none of this cluster.
 
-        The transport has verified the signature; this reads the role.
+        The transport has verified signature and dates; this reads the role, and who signed.
         """
         certificate = x509.load_pem_x509_certificate(certificate_pem)
         try:
-            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            extensions = certificate.extensions
+            names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            usages = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         except x509.ExtensionNotFound:
             return None
-        prefix = f"spiffe://{self.cluster}{_AGENT_PREFIX}"
+        prefix = f"spiffe://{self.cluster}/agent/"
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-        return next((uri.removeprefix(prefix) for uri in uris if uri.startswith(prefix)), None)
+        generation = self._signed_by(certificate)
+        if len(uris) != 1 or not uris[0].startswith(prefix) or generation is None:
+            return None
+        if list(usages) != [ExtendedKeyUsageOID.CLIENT_AUTH]:
+            return None
+        return Peer(uris[0].removeprefix(prefix), _serial(certificate), generation)
 
-    def _sign(
-        self,
-        key: ec.EllipticCurvePublicKey,
-        names: Sequence[x509.GeneralName],
-        usage: x509.ObjectIdentifier,
-        life: datetime.timedelta,
-    ) -> bytes:
-        now = datetime.datetime.now(datetime.UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([]))
-            .issuer_name(self._certificate.subject)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _BACKDATED)
-            .not_valid_after(now + life)
-            .add_extension(x509.SubjectAlternativeName(names), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
-        )
-        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    # ---- rotation ------------------------------------------------------------------------------------------------
+
+    def refresh(self) -> bool:
+        """Read again what counts; whether that has changed.
+
+        Raises:
+            OSError, ValueError, KeyError: it cannot be read now.
+        """
+        document = json.loads(_read_own(self._rotation_path))
+        rotation = Rotation(Phase(document["phase"]), document["old"], document["new"], document["began_ns"])
+        if getattr(self, "rotation", None) == rotation:
+            return False
+        self._generations = {number: self._load(number) for number in rotation.trusted}
+        self.cluster: str = document["cluster"]
+        self.rotation = rotation
+        return True
+
+    def rotate(self, rotation: Rotation) -> None:
+        """Go to another phase, durably; every process that has this authority open follows.
+
+        Raises:
+            OSError: it cannot be kept; nothing has changed.
+        """
+        with self._alone():
+            for number in rotation.trusted:
+                if not (self._folder / str(number)).is_dir():
+                    self._make(number, self.cluster)
+            self._keep(rotation, self.cluster)
+            for number in set(self._generations) - set(rotation.trusted):
+                self._forget(number)
+        self.refresh()
+
+    def _forget(self, number: int) -> None:
+        """Its keys are worth nothing any more, and shall not lie about."""
+        over = self._folder / f"{number}.over"
+        (self._folder / str(number)).rename(over)
+        shutil.rmtree(over)
+
+    def _found(self) -> None:
+        if (self._folder / "authority.key").exists():
+            raise AuthorityError(
+                f"the authority in {self._folder} is of a version without intermediates. Next: move that folder away "
+                "and let every host join again"
+            )
+        cluster = str(uuid.uuid4())
+        self._make(1, cluster)
+        self._keep(Rotation(Phase.STANDBY, 1, None, time.time_ns()), cluster)
+
+    def _make(self, number: int, cluster: str) -> None:
+        root = make_root(cluster, _now())
+        fresh = self._folder / f"{number}.new"
+        fresh.mkdir(mode=0o700, exist_ok=True)  # it may be there of an attempt that was cut off
+        write_durably(fresh / f"{_ROOT}.pem", root.pem)
+        for role in (AGENTS, CONTROLLERS):
+            write_durably(fresh / f"{role}.pem", make_intermediate(root, cluster, role, _now()).pem)
+        fresh.rename(self._folder / str(number))
+
+    def _keep(self, rotation: Rotation, cluster: str) -> None:
+        document = {
+            "cluster": cluster, "phase": rotation.phase, "old": rotation.old, "new": rotation.new,
+            "began_ns": rotation.began_ns,
+        }  # fmt: skip
+        write_durably(self._rotation_path, json.dumps(document).encode())
+
+    def _load(self, number: int) -> dict[str, Signer]:
+        folder = self._folder / str(number)
+        return {role: Signer.from_pem(_read_own(folder / f"{role}.pem")) for role in (_ROOT, AGENTS, CONTROLLERS)}
+
+    def _signed_by(self, certificate: x509.Certificate) -> int | None:
+        try:
+            known = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+        except x509.ExtensionNotFound:
+            return None
+        for number, signers in self._generations.items():
+            public = signers[AGENTS].key.public_key()
+            if x509.SubjectKeyIdentifier.from_public_key(public).digest == known:
+                return number
+        return None
+
+    @property
+    def _rotation_path(self) -> Path:
+        return self._folder / "rotation.json"
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process makes or rotates meanwhile."""
+        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
 
-def _make_authority(cluster: str) -> KeyPair:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Brownout authority {cluster}")])
-    now = datetime.datetime.now(datetime.UTC)
-    usage = x509.KeyUsage(
-        digital_signature=False, content_commitment=False, key_encipherment=False, data_encipherment=False,
-        key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
-    )  # fmt: skip
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _BACKDATED)
-        .not_valid_after(now + AUTHORITY_LIFE)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(usage, critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    return KeyPair(_private_pem(key), certificate.public_bytes(serialization.Encoding.PEM))
+def read_request(request_pem: bytes) -> Request:
+    """Check a certificate request.
+
+    Raises:
+        RequestRefused: not a request, a wrong signature, a key that is not P-256, or one that names somebody: names
+            are given by the authority, and whoever asks for one means to be another.
+    """
+    try:
+        request = x509.load_pem_x509_csr(request_pem)
+        key, names_somebody = request.public_key(), bool(request.subject) or bool(list(request.extensions))
+    except (ValueError, TypeError) as error:
+        raise RequestRefused(f"not a certificate request: {error}") from error
+    if not request.is_signature_valid:
+        raise RequestRefused("the request is not signed by its own key")
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise RequestRefused("the key is not on P-256")
+    if names_somebody:
+        raise RequestRefused("the request asks for a name; the authority gives names, so leave subject and SAN empty")
+    return Request(key)
 
 
-def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+def _read_own(path: Path) -> bytes:
+    if path.stat().st_mode & 0o077:
+        raise AuthorityError(f"{path} is open to others. Next: chmod 600 {path}, and think of who may have read it")
+    return path.read_bytes()
+
+
+def _serial(certificate: x509.Certificate) -> str:
+    return format(certificate.serial_number, "x")
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)

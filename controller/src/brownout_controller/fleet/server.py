@@ -1,4 +1,4 @@
-"""`Fleet` on gRPC: two ports, since only enrolment may come without a certificate.
+"""`Fleet` on gRPC: the three calls.
 
 An RPC handler here owns no fault and no run: it moves messages between a stream and a `HostState`.
 """
@@ -7,84 +7,98 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from typing import Any
 
 import grpc
 from brownout_protos.v1 import fleet_pb2, fleet_pb2_grpc
 
 from brownout_controller import __version__
+from brownout_controller.audit.entry import Auditor, Outcome
 from brownout_controller.fleet import sessions
-from brownout_controller.fleet.authority import Authority, RequestRefused
+from brownout_controller.fleet.admission import NOBODY, Admission, Context, actor_of
+from brownout_controller.fleet.authority import Authority, Peer, RequestRefused, read_request
 from brownout_controller.fleet.clocks import ClockEstimate
+from brownout_controller.fleet.flow import Allowance
+from brownout_controller.fleet.knocks import Knocks
+from brownout_controller.fleet.limits import CHALLENGE_S, HELLO_S, MESSAGES_BURST, MESSAGES_PER_S
+from brownout_controller.fleet.screening import Absurd, named_id, screen
 from brownout_controller.fleet.sessions import LEASE_MS, RENEW_EVERY_MS, Arrival, Fleet, HostState
 from brownout_controller.language.experiment import CONTROLLER
 from brownout_controller.store.database import StoreError
-from brownout_controller.store.identities import Identities, TokenRefused
+from brownout_controller.store.identities import Identities, IdentityRefused, TokenRefused
 
-SERVER_OPTIONS = (
-    ("grpc.keepalive_time_ms", 1_000),
-    ("grpc.keepalive_timeout_ms", 1_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 500),
-    ("grpc.http2.max_ping_strikes", 0),
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", 256 * 1024),
-    ("grpc.absolute_max_metadata_size", 8 * 1024),
-    ("grpc.max_concurrent_streams", 4),
-    ("grpc.server_handshake_timeout_ms", 5_000),
-)
-_STOP_GRACE_S = 3.0
-_HELLO_WITHIN_S = 10.0
 _HELD_MAX = 10_000
+_TWINS = "two live agents use its certificate"
+_LET_GO_S = 0.5
+"""How long an agent that was cut off may take to read why."""
 
 log = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext[Any, Any]
-
 
 class FleetService(fleet_pb2_grpc.FleetServicer):
-    """The three calls. Identity comes from the TLS peer and from nowhere else."""
+    """Identity comes from the TLS peer and from nowhere else."""
 
-    def __init__(self, fleet: Fleet, authority: Authority, identities: Identities, epoch: int) -> None:
+    def __init__(
+        self, fleet: Fleet, authority: Authority, identities: Identities, epoch: int, auditor: Auditor, knocks: Knocks
+    ) -> None:
         self._fleet = fleet
         self._authority = authority
         self._identities = identities
         self._epoch = epoch
+        self._knocks = knocks
+        self._admission = Admission(authority, identities, auditor)
 
     async def Enrol(self, request: fleet_pb2.EnrolRequest, context: Context) -> fleet_pb2.Certificate:  # noqa: N802
         """Swap a join token for a certificate."""
         try:
             # The request is checked first, so that a bad one does not cost the token.
-            self._authority.agent_certificate(request.certificate_request_pem, "check")
-            agent_id = self._identities.redeem(request.token)
+            asked = read_request(request.certificate_request_pem)
+            agent_id, given = await asyncio.to_thread(
+                self._identities.redeem, request.token, asked.digest, lambda one: self._authority.issue(asked, one)
+            )
+            await self._admission.audit(context, "agent.enrol", actor_of(agent_id), Outcome.ALLOWED)
         except RequestRefused as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            code = grpc.StatusCode.INVALID_ARGUMENT
+            await self._admission.refuse(context, "agent.enrol", NOBODY, str(error), code)
         except TokenRefused as error:
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
-        return self._certificate(request.certificate_request_pem, agent_id)
+            await self._admission.refuse(context, "agent.enrol", NOBODY, str(error))
+        except StoreError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        return self._answer(given.certificate_pem, agent_id)
 
     async def Renew(self, request: fleet_pb2.RenewRequest, context: Context) -> fleet_pb2.Certificate:  # noqa: N802
         """A certificate for a fresh key of the same agent."""
-        agent_id = await self._identify(context)
+        peer = await self._admission.peer(context, "agent.renew")
+        actor = actor_of(peer.agent_id)
         try:
-            return self._certificate(request.certificate_request_pem, agent_id)
+            asked = read_request(request.certificate_request_pem)
+            given = await asyncio.to_thread(
+                self._identities.renew,
+                peer.agent_id, peer.serial, asked.digest, lambda one: self._authority.issue(asked, one),
+            )  # fmt: skip
+            await self._admission.audit(context, "agent.renew", actor, Outcome.ALLOWED)
         except RequestRefused as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            code = grpc.StatusCode.INVALID_ARGUMENT
+            await self._admission.refuse(context, "agent.renew", actor, str(error), code)
+        except IdentityRefused as error:
+            self._cut(peer.agent_id, str(error))
+            await self._admission.refuse(context, "agent.renew", actor, str(error))
+        except StoreError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        return self._answer(given.certificate_pem, peer.agent_id)
 
     async def Session(  # noqa: N802
         self, request_iterator: AsyncIterator[fleet_pb2.AgentMessage], context: Context
     ) -> AsyncIterator[fleet_pb2.ControllerMessage]:
         """One agent's stream."""
-        agent_id = await self._identify(context)
-        hello = await self._greeting(request_iterator, context)
-        host = await self._admit(agent_id, hello, context)
-        if host.session is not None:
-            host.session.close()  # the same agent, come back before the loss of its old stream was noticed
-        session = host.session = sessions.Session()
-        self._note_seen(agent_id, host.name)
-        yield fleet_pb2.ControllerMessage(welcome=self._welcome())
-        reading = asyncio.create_task(self._read(host, session, request_iterator))
+        self._knocks.answer()
+        peer = await self._admission.admitted(context, "agent.session")
+        hello = await self._greeting(peer, request_iterator, context)
+        await self._challenge(peer, context)
+        host = await self._admit(peer, hello, context)
+        session = self._begin(peer, host)
+        await self._note_seen(peer, hello)
+        yield self._welcome(session)
+        reading = asyncio.create_task(self._read(host, session, request_iterator, context))
         tending = asyncio.create_task(session.tend(self._epoch))
         self._fleet.arrive(Arrival(host, time.monotonic_ns(), up=True))
         try:
@@ -96,31 +110,85 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             if host.session is session:
                 host.session = None
                 self._fleet.arrive(Arrival(host, time.monotonic_ns(), lost=True))
+        if session.refusal:
+            actor = actor_of(peer.agent_id)
+            await self._admission.refuse(context, "agent.session", actor, session.refusal, session.refusal_code)
 
-    async def _greeting(self, messages: AsyncIterator[fleet_pb2.AgentMessage], context: Context) -> fleet_pb2.Hello:
+    def welcome_again(self) -> None:
+        """Tell every agent which authorities count now, and whether it needs another certificate."""
+        for host in self._fleet.connected:
+            if host.session is not None:
+                host.session.send(self._welcome(host.session))
+
+    def _begin(self, peer: Peer, host: HostState) -> sessions.Session:
+        """The agent's only session from now on."""
+        for earlier in self._fleet.sessions_of(peer.agent_id):
+            earlier.close()  # the same agent, come back, or come with its next certificate
+        session = sessions.Session(peer, lambda order: self._fleet.order_sent(order, peer.agent_id))
+        host.session = session
+        handler = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+
+        def let_go() -> None:
+            self._fleet.turned_away[host.name] = session.refusal
+            if handler is not None:
+                loop.call_later(_LET_GO_S, handler.cancel)  # no more than a no-op where the stream has ended
+
+        session.when_cut(let_go)
+        return session
+
+    async def _challenge(self, peer: Peer, context: Context) -> None:
+        """An agent that comes back has left its earlier stream; where somebody still answers on that, there are two."""
+        rivals = [session for session in self._fleet.sessions_of(peer.agent_id) if session.peer.serial == peer.serial]
+        alive = await asyncio.gather(*(session.answers(CHALLENGE_S) for session in rivals))
+        if any(alive):
+            await self._admission.lock(context, peer.agent_id, _TWINS)
+            self._cut(peer.agent_id, f"this agent is locked: {_TWINS}")
+            await self._admission.refuse(context, "agent.session", actor_of(peer.agent_id), f"locked: {_TWINS}")
+
+    def _cut(self, agent_id: str, refusal: str) -> None:
+        for session in self._fleet.sessions_of(agent_id):
+            session.cut(refusal)
+
+    async def _greeting(
+        self, peer: Peer, messages: AsyncIterator[fleet_pb2.AgentMessage], context: Context
+    ) -> fleet_pb2.Hello:
         """The first message. A controller that ends waits for none: a call cancelled by gRPC prints a traceback."""
         first = asyncio.create_task(_next(messages))
         ending = asyncio.create_task(self._fleet.ending.wait())
         try:
-            await asyncio.wait({first, ending}, timeout=_HELLO_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({first, ending}, timeout=HELLO_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
             ending.cancel()
             first.cancel()
         if self._fleet.ending.is_set():
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this controller ends")
         message = first.result() if first.done() and not first.cancelled() else None
-        if message is None or message.WhichOneof("body") != "hello":
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be Hello")
-        assert message is not None
-        return message.hello
+        reason = "the first message must be Hello"
+        try:
+            if message is not None and message.WhichOneof("body") == "hello":
+                screen(message)
+                return message.hello
+        except Absurd as error:
+            reason = str(error)
+        code = grpc.StatusCode.INVALID_ARGUMENT
+        return await self._admission.refuse(context, "agent.session", actor_of(peer.agent_id), reason, code)
 
     async def _read(
-        self, host: HostState, session: sessions.Session, messages: AsyncIterator[fleet_pb2.AgentMessage]
+        self,
+        host: HostState,
+        session: sessions.Session,
+        messages: AsyncIterator[fleet_pb2.AgentMessage],
+        context: Context,
     ) -> None:
         """Pass on what the agent says. What it says before its clock is known waits: it has no place in time yet."""
         held: list[fleet_pb2.AgentMessage] = []
+        allowance = Allowance(MESSAGES_PER_S, MESSAGES_BURST)
         try:
             async for message in messages:
+                if session.refusal:
+                    return
+                await self._check(host, session, message, context)
                 now_ns = time.monotonic_ns()
                 host.note(message)
                 exchange = session.clock_answer(message.clock, now_ns) if message.HasField("clock") else None
@@ -133,28 +201,37 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
                         self._fleet.arrive(Arrival(host, now_ns, message=one))
                 elif len(held) > _HELD_MAX:
                     return
+                await allowance.take()
+        except Absurd as error:
+            session.cut(str(error), grpc.StatusCode.INVALID_ARGUMENT)
+        except _AnothersId as error:
+            session.cut(str(error))
         except Exception:
             log.exception("a message of %s could not be taken, so its stream ends", host.name)
         finally:
             session.close()
 
-    def _note_seen(self, agent_id: str, host: str) -> None:
+    async def _check(
+        self, host: HostState, session: sessions.Session, message: fleet_pb2.AgentMessage, context: Context
+    ) -> None:
+        screen(message)
+        if message.HasField("hello"):
+            another = message.hello.host if message.hello.host != host.name else ""
+            await self._note_seen(session.peer, message.hello)
+        else:
+            order = named_id(message)
+            another = order if self._fleet.ordered_to(order) not in {None, session.peer.agent_id} else ""
+        if another:
+            await self._admission.strike(context, session.peer.agent_id)
+            raise _AnothersId(f"`{another}` is another agent's")
+
+    async def _note_seen(self, peer: Peer, hello: fleet_pb2.Hello) -> None:
         try:
-            self._identities.saw(agent_id, host)
+            await asyncio.to_thread(self._identities.saw, peer.agent_id, hello.host, hello.trusts, peer.generation)
         except StoreError as error:  # a note for people, and no reason to turn a host away in the middle of a run
             log.warning("%s", error)
 
-    async def _identify(self, context: Context) -> str:
-        pem = next(iter(context.auth_context().get("x509_pem_cert") or ()), None)
-        agent_id = self._authority.agent_id_of(pem) if pem else None
-        if agent_id is None or not self._identities.is_enrolled(agent_id):
-            await context.abort(
-                grpc.StatusCode.PERMISSION_DENIED, "no certificate of an agent that was enrolled here; join again"
-            )
-        assert agent_id is not None
-        return agent_id
-
-    async def _admit(self, agent_id: str, hello: fleet_pb2.Hello, context: Context) -> HostState:
+    async def _admit(self, peer: Peer, hello: fleet_pb2.Hello, context: Context) -> HostState:
         known = self._fleet.hosts.get(hello.host)
         code, reason = grpc.StatusCode.OK, ""
         if hello.version != __version__:
@@ -163,67 +240,44 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         elif hello.host == CONTROLLER:
             code = grpc.StatusCode.INVALID_ARGUMENT
             reason = f"`{CONTROLLER}` means the controller itself in experiments; give this host another --name"
-        elif known is not None and known.agent_id != agent_id and known.connected:
+        elif known is not None and known.agent_id != peer.agent_id and known.connected:
             code = grpc.StatusCode.ALREADY_EXISTS
             reason = f"another agent is connected as `{hello.host}`; give each host its own --name"
         if reason:
             self._fleet.turned_away[hello.host] = reason
-            await context.abort(code, reason)
+            await self._admission.refuse(context, "agent.session", actor_of(peer.agent_id), reason, code)
         self._fleet.turned_away.pop(hello.host, None)
         labels = {**hello.labels, "host": hello.host}
-        if known is None or known.agent_id != agent_id:
-            known = self._fleet.hosts[hello.host] = HostState(agent_id, hello.host, labels, hello)
+        if known is None or known.agent_id != peer.agent_id:
+            known = self._fleet.hosts[hello.host] = HostState(peer.agent_id, hello.host, labels, hello)
         if known.hello.boot_id != hello.boot_id:
             known.clock = ClockEstimate()  # its clock began anew
         known.labels, known.hello = labels, hello
         return known
 
-    def _certificate(self, request_pem: bytes, agent_id: str) -> fleet_pb2.Certificate:
+    def _answer(self, certificate_pem: bytes, agent_id: str) -> fleet_pb2.Certificate:
         return fleet_pb2.Certificate(
-            certificate_pem=self._authority.agent_certificate(request_pem, agent_id),
-            authority_pem=self._authority.certificate_pem,
-            agent_id=agent_id,
+            certificate_pem=certificate_pem, authority_pem=self._authority.bundle_pem, agent_id=agent_id
         )
 
-    def _welcome(self) -> fleet_pb2.Welcome:
-        return fleet_pb2.Welcome(
+    def _welcome(self, session: sessions.Session) -> fleet_pb2.ControllerMessage:
+        welcome = fleet_pb2.Welcome(
             controller_version=__version__,
             cluster=self._authority.cluster,
             epoch=self._epoch,
             lease_ms=LEASE_MS,
             renew_every_ms=RENEW_EVERY_MS,
+            session=session.number,
+            agent_id=session.peer.agent_id,
+            authority_pem=self._authority.bundle_pem,
+            renew=session.peer.generation != self._authority.rotation.issuing,
         )
+        return fleet_pb2.ControllerMessage(welcome=welcome)
+
+
+class _AnothersId(Exception):
+    """An agent speaks of what is another's."""
 
 
 async def _next(messages: AsyncIterator[fleet_pb2.AgentMessage]) -> fleet_pb2.AgentMessage | None:
     return await anext(messages, None)
-
-
-class FleetServer:
-    """The listening side of a controller."""
-
-    def __init__(self, service: FleetService, authority: Authority) -> None:
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
-        fleet_pb2_grpc.add_FleetServicer_to_server(service, self._server)
-        pair = authority.server_pair()
-        keys = [(pair.key_pem, pair.certificate_pem)]
-        self._mutual = grpc.ssl_server_credentials(keys, authority.certificate_pem, require_client_auth=True)
-        self._enrolment = grpc.ssl_server_credentials(keys)
-
-    async def start(self, host: str, port: int) -> tuple[int, int]:
-        """Listen on `port` for agents and on the next one for enrolment; 0 picks two free ones. Returns both.
-
-        Raises:
-            OSError: an address cannot be bound.
-        """
-        try:
-            fleet_port = self._server.add_secure_port(f"{host}:{port}", self._mutual)
-            enrol_port = self._server.add_secure_port(f"{host}:{port + 1 if port else 0}", self._enrolment)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {host}:{port} and {port + 1}: {error}") from error
-        await self._server.start()
-        return fleet_port, enrol_port
-
-    async def stop(self) -> None:
-        """Stop listening and end every stream."""
-        await self._server.stop(_STOP_GRACE_S)

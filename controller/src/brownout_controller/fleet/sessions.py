@@ -11,16 +11,20 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
+import grpc
 from brownout_protos.v1 import fault_pb2, fleet_pb2
 
+from brownout_controller.fleet.authority import Peer
 from brownout_controller.fleet.clocks import ClockEstimate, Exchange, measure
+from brownout_controller.fleet.limits import HEARTBEAT_MS
 
 LEASE_MS = 10_000
-RENEW_EVERY_MS = 2_000
+RENEW_EVERY_MS = HEARTBEAT_MS
 _CLOCK_BURST = 8
 _CLOCK_BURST_GAP_S = 0.03
 _CLOCK_EVERY_S = 2.0
 _OUTGOING_MAX = 10_000
+_ORDERS_KEPT = 100_000
 
 
 @dataclass(slots=True)
@@ -66,7 +70,17 @@ class Arrival:
 class Session:
     """One stream. Everything sent goes through one queue, for a stream has one writer."""
 
-    def __init__(self) -> None:
+    def __init__(self, peer: Peer, note: Callable[[str], None] = lambda _: None) -> None:
+        """Begin one for an agent; `note` is told the id of every order that is sent."""
+        self.peer = peer
+        self.number = random.getrandbits(62)
+        """Every order of this stream carries it; a replayed one carries another."""
+        self.refusal = ""
+        """Why the agent was cut off; empty while it may speak."""
+        self.refusal_code = grpc.StatusCode.PERMISSION_DENIED
+        self._on_cut: Callable[[], None] = lambda: None
+        self._note = note
+        self._challenged: dict[int, asyncio.Future[bool]] = {}
         self._queue: deque[fleet_pb2.ControllerMessage] = deque()
         self._filled = asyncio.Event()
         self._asked: dict[int, int] = {}
@@ -76,6 +90,10 @@ class Session:
 
     def send(self, message: fleet_pb2.ControllerMessage) -> None:
         """Queue a message; a stop goes before everything else. A session whose agent reads nothing is closed."""
+        if order_id := ordered_id(message):
+            self._note(order_id)
+        if message.WhichOneof("body") == "inject":
+            message = self._addressed(message)
         if message.WhichOneof("body") == "stop":
             self._queue.appendleft(message)
         elif len(self._queue) < _OUTGOING_MAX:
@@ -84,10 +102,37 @@ class Session:
             self.close()
         self._filled.set()
 
+    def _addressed(self, message: fleet_pb2.ControllerMessage) -> fleet_pb2.ControllerMessage:
+        """An order as it is for this agent on this stream, and for no other."""
+        order = fault_pb2.Inject()
+        order.CopyFrom(message.inject)
+        order.agent_id, order.session = self.peer.agent_id, self.number
+        return fleet_pb2.ControllerMessage(inject=order)
+
     def close(self) -> None:
         """Let the stream end once everything queued is written."""
         self._closed = True
         self._filled.set()
+        for challenged in self._challenged.values():
+            if not challenged.done():
+                challenged.set_result(False)
+
+    def cut(self, refusal: str, code: grpc.StatusCode = grpc.StatusCode.PERMISSION_DENIED) -> None:
+        """End the stream now; nothing more is written, and nothing that arrives is taken."""
+        if not self.refusal:
+            self.refusal, self.refusal_code = refusal, code
+            self._queue.clear()
+            self.close()
+            self._on_cut()
+
+    def when_cut(self, act: Callable[[], None]) -> None:
+        """Have something done when it is cut, for a writer that is stuck since the agent reads nothing."""
+        self._on_cut = act
+
+    @property
+    def closed(self) -> bool:
+        """Whether it ends."""
+        return self._closed
 
     async def outgoing(self) -> AsyncIterator[fleet_pb2.ControllerMessage]:
         """What to write, until the session is closed. A clock question is stamped as late as can be."""
@@ -107,9 +152,22 @@ class Session:
         self._number += 1
         self.send(fleet_pb2.ControllerMessage(clock=fleet_pb2.ClockAsk(number=self._number)))
 
+    async def answers(self, within_s: float) -> bool:
+        """Whether a living agent still reads and answers on this stream."""
+        if self._closed:
+            return False
+        answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.ask_clock()
+        self._challenged[self._number] = answered
+        done, _ = await asyncio.wait((answered,), timeout=within_s)
+        return bool(done) and answered.result()
+
     def clock_answer(self, reply: fleet_pb2.ClockReply, now_ns: int) -> Exchange | None:
         """What an answer says of the agent's clock; None for an answer to nothing that we asked."""
         asked_ns = self._asked.pop(reply.number, None)
+        challenged = self._challenged.get(reply.number)
+        if challenged is not None and not challenged.done():
+            challenged.set_result(True)
         if asked_ns is None:
             return None
         return measure(asked_ns, reply.received_boottime_ns, reply.sent_boottime_ns, now_ns)
@@ -139,6 +197,7 @@ class Fleet:
         self.ending = asyncio.Event()
         """Set once this controller ends: no session begins any more."""
         self._listeners: list[Callable[[Arrival], None]] = []
+        self._ordered: dict[str, str] = {}
 
     def listen(self, listener: Callable[[Arrival], None]) -> Callable[[], None]:
         """Hear of every arrival from now on; call what is returned to stop."""
@@ -149,6 +208,21 @@ class Fleet:
         """Pass an arrival on to everybody who listens."""
         for listener in list(self._listeners):
             listener(arrival)
+
+    def order_sent(self, order_id: str, agent_id: str) -> None:
+        """Note whose order this is; of very many, the oldest are forgotten."""
+        self._ordered.pop(order_id, None)
+        self._ordered[order_id] = agent_id
+        while len(self._ordered) > _ORDERS_KEPT:
+            del self._ordered[next(iter(self._ordered))]
+
+    def ordered_to(self, order_id: str) -> str | None:
+        """The agent that an order went to; None where this controller sent none of that id."""
+        return self._ordered.get(order_id)
+
+    def sessions_of(self, agent_id: str) -> list[Session]:
+        """The streams that stand for one agent, under whatever name it came."""
+        return [host.session for host in self.connected if host.session and host.session.peer.agent_id == agent_id]
 
     def say_bye(self, reason: str) -> None:
         """End every stream in good order; the agents come back when a controller is there again."""
@@ -186,3 +260,15 @@ class Fleet:
         measured = host.clock.best(time.monotonic_ns()) is not None
         can_inject = bool(host.able) and host.hello.injector_attached
         return measured and (can_inject or not with_injector)
+
+
+def ordered_id(message: fleet_pb2.ControllerMessage) -> str:
+    """The id of what a message orders and an agent will speak of by that id; empty where it orders nothing such."""
+    match message.WhichOneof("body"):
+        case "inject":
+            return message.inject.fault_id
+        case "observe":
+            return message.observe.observer_id
+        case "fingerprint":
+            return message.fingerprint.fingerprint_id
+    return ""

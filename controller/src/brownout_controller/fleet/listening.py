@@ -1,0 +1,86 @@
+"""The listening side of a controller: two ports, since only enrolment may come without a certificate."""
+
+import datetime
+import threading
+
+import grpc
+from brownout_protos.v1 import fleet_pb2_grpc
+
+from brownout_controller.fleet.authority import SERVER_LIFE, Authority
+from brownout_controller.fleet.knocks import Knocks
+from brownout_controller.fleet.limits import SERVER_OPTIONS
+
+_STOP_GRACE_S = 3.0
+
+
+class FleetServer:
+    """Serves `Fleet`. What it shows and trusts is read at each handshake, so both can change while it runs."""
+
+    def __init__(self, service: fleet_pb2_grpc.FleetServicer, authority: Authority, knocks: Knocks) -> None:
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        fleet_pb2_grpc.add_FleetServicer_to_server(service, self._server)
+        self._shown = _Shown(authority)
+        self._knocks = knocks
+
+    async def start(self, host: str, port: int) -> tuple[int, int]:
+        """Listen on `port` for agents and on the next one for enrolment; 0 picks two free ones. Returns both.
+
+        Raises:
+            OSError: an address cannot be bound.
+        """
+        initial = self._shown.mutual()
+        mutual = grpc.dynamic_ssl_server_credentials(initial, self._knock, require_client_authentication=True)
+        enrolment = grpc.dynamic_ssl_server_credentials(
+            initial, self._shown.enrolment, require_client_authentication=False
+        )
+        try:
+            fleet_port = self._server.add_secure_port(f"{host}:{port}", mutual)
+            enrol_port = self._server.add_secure_port(f"{host}:{port + 1 if port else 0}", enrolment)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {host}:{port} and {port + 1}: {error}") from error
+        await self._server.start()
+        return fleet_port, enrol_port
+
+    async def stop(self) -> None:
+        """Stop listening and end every stream."""
+        await self._server.stop(_STOP_GRACE_S)
+
+    def _knock(self) -> grpc.ServerCertificateConfiguration:
+        self._knocks.begin()
+        return self._shown.mutual()
+
+
+class _Shown:
+    """This controller's certificate and what it believes, made anew when either has changed or grown old.
+
+    gRPC asks from its own threads.
+    """
+
+    def __init__(self, authority: Authority) -> None:
+        self._authority = authority
+        self._lock = threading.Lock()
+        self._renew()
+
+    def mutual(self) -> grpc.ServerCertificateConfiguration:
+        """For agents: they must show a certificate below an agents' intermediate."""
+        return self._current()[0]
+
+    def enrolment(self) -> grpc.ServerCertificateConfiguration:
+        """For hosts that have no certificate yet."""
+        return self._current()[1]
+
+    def _current(self) -> tuple[grpc.ServerCertificateConfiguration, grpc.ServerCertificateConfiguration]:
+        with self._lock:
+            if self._authority.rotation != self._rotation or datetime.datetime.now(datetime.UTC) > self._renew_at:
+                self._renew()
+            return self._made
+
+    def _renew(self) -> None:
+        self._rotation = self._authority.rotation
+        self._renew_at = datetime.datetime.now(datetime.UTC) + SERVER_LIFE * 2 / 3
+        pair = self._authority.server_pair()
+        keys = [(pair.key_pem, pair.certificate_pem)]
+        self._made = (
+            grpc.ssl_server_certificate_configuration(keys, self._authority.clients_pem),
+            grpc.ssl_server_certificate_configuration(keys),
+        )
