@@ -9,6 +9,7 @@ from typing import Any
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Fault, Host, Meter, Record
 from brownout_agent.injector.holder import Holder
+from brownout_agent.kernel.clock import boottime_ns
 
 
 @dataclass
@@ -34,7 +35,9 @@ async def held(
     holder = await Holder.spawn(kind, fault_id)
     record: Record[Any] = Record(fault_id, model, facts, duration_s, (holder.key,))
     try:
-        ready = await holder.go(parameters, facts, duration_s)
+        ends_ns = boottime_ns() + int(duration_s * 1e9)
+        ready = await holder.go(parameters, facts, duration_s, lease_ends_ns=ends_ns, on_trial=False)
+        holder.extend(ends_ns)
         record = Record(fault_id, model, {**facts, **ready.facts}, duration_s, holder.keys)
         yield Held(fault, record, holder, fault.measure(record, host))
     finally:

@@ -21,6 +21,8 @@ class Client:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self.writer = writer
+        self.reaches_its_controller = True
+        """What it answers when a fault is on trial."""
 
     def send(self, **body: object) -> None:
         self.writer.write(frame(injector_pb2.ToInjector(**body)))  # type: ignore[arg-type]
@@ -28,6 +30,8 @@ class Client:
     async def until(self, wanted: Callable[[injector_pb2.FromInjector], bool]) -> injector_pb2.FromInjector:
         async with asyncio.timeout(20):
             while (message := await read_frame(self._reader, injector_pb2.FromInjector)) is not None:
+                if message.HasField("control_trial") and self.reaches_its_controller:
+                    self.send(control_alive=injector_pb2.ControlAlive(fault_id=message.control_trial.fault_id))
                 if wanted(message):
                     return message
         raise AssertionError("the injector closed the connection")

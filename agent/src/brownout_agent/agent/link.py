@@ -75,6 +75,12 @@ class InjectorLink:
         if self.attached:
             self._send(injector_pb2.ToInjector(renew=order))
 
+    def confirm(self, fault_id: str) -> None:
+        """Pass on that the controller answered while this fault was in effect."""
+        if self.attached:
+            alive = injector_pb2.ControlAlive(fault_id=fault_id)
+            self._send(injector_pb2.ToInjector(control_alive=alive))
+
     def inspect(self) -> None:
         """Ask for capabilities and for every fault; the answer comes as a message."""
         if self.attached:

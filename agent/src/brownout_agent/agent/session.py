@@ -15,6 +15,7 @@ import grpc
 from brownout_protos.v1 import fault_pb2, fleet_pb2, injector_pb2
 
 from brownout_agent import __version__
+from brownout_agent.agent.control_trial import ControlTrials
 from brownout_agent.agent.identity import Identity, save_authority, write_durably
 from brownout_agent.agent.link import InjectorLink
 from brownout_agent.agent.observers import Observers
@@ -46,6 +47,7 @@ class Agent:
         self._observers = Observers(self._outbox.put)
         self._link = InjectorLink(injector_socket, self._from_injector)
         self._link.on_change = self._say_lease
+        self._trials = ControlTrials(self._outbox.put, self._link.confirm)
         self._inspected = asyncio.Event()
         self._inspection = injector_pb2.Inspection()
         self._greeted = False
@@ -197,10 +199,19 @@ class Agent:
                 self._halt(message.halt)
             case "fingerprint":
                 self._ask_fingerprint(message.fingerprint)
+            case "bye":
+                log.info("the controller ended the session: %s", message.bye.reason)
+            case _:
+                self._obey_beside_faults(message)
+
+    def _obey_beside_faults(self, message: fleet_pb2.ControllerMessage) -> None:
+        match message.WhichOneof("body"):
             case "observe":
                 self._observers.start(message.observe)
             case "end_observe":
                 self._observers.end(message.end_observe.observer_id)
+            case "pong":
+                self._trials.answered(message.pong)
 
     def _welcomed(self, welcome: fleet_pb2.Welcome) -> None:
         """Said first, and again when the authorities change."""
@@ -272,6 +283,8 @@ class Agent:
                 self._outbox.put(fleet_pb2.AgentMessage(halted=message.halted))
             case "fingerprint":
                 self._outbox.put(fleet_pb2.AgentMessage(fingerprint=message.fingerprint))
+            case "control_trial":
+                self._trials.begin(message.control_trial)
             case "inspection":
                 self._inspection = message.inspection
                 self._inspected.set()

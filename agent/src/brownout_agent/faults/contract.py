@@ -12,8 +12,9 @@ A fault's life on a host, and who does what::
     residue  what is still there, read from the kernel                          the same, after undo
 
 **A fault is held by a process.** `apply` runs in a *holder* that the kernel kills when the injector dies
-(PR_SET_PDEATHSIG) and when the time is up (ITIMER_REAL), so the best fault is one that is gone when its holder is:
-memory, CPU time, a ptrace seizure, an nftables table with `flags owner`. `undo` is for the rest.
+(PR_SET_PDEATHSIG) and when its time is up or its lease is not renewed (a timer on CLOCK_BOOTTIME), so the best fault is
+one that is gone when its holder is: memory, CPU time, a ptrace seizure, an nftables table with `flags owner`. `undo` is
+for the rest.
 
 `undo` works from the journal's record alone: data, never code. It may be called twice, on a fault that was applied
 by half, and in another process than the one that applied it.
@@ -32,6 +33,9 @@ from brownout_agent.quantities import parse_byte_rate, parse_duration_ms, parse_
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Facts = dict[str, Any]
 """What `prepare` found: plain JSON, kept in the journal."""
+
+TRIAL_S = 3.0
+"""How long a fault that could cut its host off may be in effect before it is confirmed, or else ends."""
 
 
 # Parameters cross the wire and rest in the journal as people wrote them (`512MiB`), so that every side reads one form.
@@ -127,6 +131,13 @@ class Hold(Protocol):
     def fork(self, work: Callable[[], None]) -> ProcessKey:
         """Run `work` in a child that dies with the holder and by its own timer. Only from the main thread."""
 
+    def on_extension(self, work: Callable[[int], None]) -> None:
+        """Have `work` called whenever the injector extends the fault, with the milliseconds that it may go on for.
+
+        For a fault that gave the kernel a time-out of its own, beside the holder's timer. That time-out begins with
+        TRIAL_S. `work` runs in a thread; what it raises ends the fault. Call it before `ready`.
+        """
+
 
 class Meter(ABC):
     """Measures one fault while it is active, by another instrument than the one that injects."""
@@ -183,6 +194,14 @@ class Fault(ABC, Generic[P]):
             Refusal: unsafe or impossible here. Nothing may have been touched.
         """
         return {}
+
+    def watch_lifelines(self, record: Record[P], host: Host) -> Callable[[], str] | None:
+        """For a fault that could cut its host off from those who could end it; None for one that could not.
+
+        Called in a thread just before `apply`. What it returns is called in threads while the fault is on trial, and
+        says which connection of theirs the fault hurts, in words for people; "" when it hurts none.
+        """
+        return None
 
     @abstractmethod
     def apply(self, parameters: P, facts: Facts, hold: Hold) -> None:

@@ -2,8 +2,8 @@
 
 One table per fault, and in it::
 
-    set lease       both address families, each for as long as the fault lasts. The kernel lets them expire, and an
-                    expired family passes every packet: the effect ends on time with no process alive
+    set lease       both address families, each with a time-out that is extended with the fault's lease. The kernel lets
+                    them expire, and an expired family passes every packet: the effect ends with no process alive
     chain ingress   input hook:  lease over, exempt, not meant -> accept;  meant -> ingress_meant
     chain egress    output hook: the same for packets that leave
     chain *_meant   counts what it sees, draws lots, counts what it drops, drops it
@@ -18,7 +18,7 @@ from brownout_agent.faults.network_scope import Network, PortRange, Scope
 FAMILY = "inet"
 TABLE_PREFIX = "brownout-"
 LEASE_MARGIN_MS = 500
-"""The kernel's lease outlasts the injector's timer by this much, so that the orderly way is the usual one."""
+"""The lease in the kernel outlasts the injector's timer by this much, so that the orderly way is the usual one."""
 LOTS = 1_000_000
 """Of so many lots `lots_lost` lose: a millionth is the finest loss that can be asked for."""
 
@@ -54,7 +54,7 @@ def ruleset(table: str, scope: Scope, *, lots_lost: int, lease_ms: int, owned: b
         f"table {FAMILY} {table} {{",
         *(["flags owner"] if owned else []),
         "set lease { type nf_proto; flags timeout",
-        f"elements = {{ ipv4 timeout {lease_ms}ms, ipv6 timeout {lease_ms}ms }}",
+        f"elements = {_leases(lease_ms)}",
         "}",
     ]
     for direction in directions(scope):
@@ -62,6 +62,22 @@ def ruleset(table: str, scope: Scope, *, lots_lost: int, lease_ms: int, owned: b
         lines += [f"chain {direction}_meant {{", *_drop_rules(direction, lots_lost), "}"]
         lines += [f"chain {direction} {{", *_chain_rules(scope, direction, hooked=hooked), "}"]
     return "\n".join([*lines, "}", ""])
+
+
+def extension(table: str, lease_ms: int) -> str:
+    """The commands, one transaction, that let a table drop for `lease_ms` from now.
+
+    Adding an element again would not move its time-out. Deleting one that has expired fails, and with it the whole:
+    what was over stays over.
+    """
+    return (
+        f"delete element {FAMILY} {table} lease {{ ipv4, ipv6 }}\n"
+        f"add element {FAMILY} {table} lease {_leases(lease_ms)}\n"
+    )
+
+
+def _leases(lease_ms: int) -> str:
+    return f"{{ ipv4 timeout {lease_ms}ms, ipv6 timeout {lease_ms}ms }}"
 
 
 def _drop_rules(direction: str, lots_lost: int) -> list[str]:

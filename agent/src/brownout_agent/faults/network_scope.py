@@ -11,6 +11,7 @@ import psutil
 from pydantic import BeforeValidator, Field, model_validator
 
 from brownout_agent.faults.contract import Facts, FaultParameters, Host, Peer, Refusal
+from brownout_agent.kernel.tcp_connections import Connection
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 PortRange = tuple[int, int]
@@ -137,6 +138,29 @@ class Scope:
             exempt_ports=tuple(int(port) for port in facts["exempt_ports"]),
         )
 
+    def meets(self, connection: Connection) -> bool:
+        """Whether the fault means packets of this TCP connection, in either direction that it works in. The same
+        judgement as the rules', reached without them.
+        """
+        if self.protocol in {"udp", "icmp"} or self._exempts(connection):
+            return False
+        if not self.with_loopback and (connection.local == connection.remote or connection.remote.is_loopback):
+            return False
+        peers = [connection.remote]
+        if self.with_loopback:
+            peers.append(connection.local)  # both ends are here, and each is a peer of the other
+        to_peer = self.networks is None or any(peer in network for peer in peers for network in self.networks)
+        ends = (connection.local_port, connection.remote_port)
+        to_port = not self.ports or any(first <= port <= last for first, last in self.ports for port in ends)
+        return to_peer and to_port
+
+    def _exempts(self, connection: Connection) -> bool:
+        if {connection.local_port, connection.remote_port} & set(self.exempt_ports):
+            return True
+        return any(
+            connection.remote in network and port in {0, connection.remote_port} for network, port in self.exempt_peers
+        )
+
     @property
     def text(self) -> str:
         """For people: `10.0.0.9 port 5432`."""
@@ -161,7 +185,7 @@ def resolve(parameters: NetworkParameters, host: Host) -> Facts:
     networks = _resolve_networks(parameters.to) if parameters.to else None
     ports = tuple(parse_port_range(text) for text in parameters.port)
     peers = tuple((_peer_network(peer), peer.port) for peer in host.exempt_peers)
-    exempt_ports = tuple(sorted({*host.exempt_ports, *_ssh_server_ports()}))
+    exempt_ports = tuple(sorted({*host.exempt_ports, *ssh_server_ports()}))
     if networks is not None:
         _refuse_exempt_peers(networks, ports, peers)
     if ports and parameters.protocol != "udp" and all(a == b and a in exempt_ports for a, b in ports):
@@ -236,8 +260,8 @@ def _goes_through_loopback(networks: tuple[Network, ...]) -> bool:
     return any(network.is_loopback or network in own for network in networks)
 
 
-def _ssh_server_ports() -> set[int]:
-    """The TCP ports on which a process named sshd listens."""
+def ssh_server_ports() -> set[int]:
+    """The TCP ports on which a process named sshd listens. Looks at every process of the host."""
     ports: set[int] = set()
     for process in psutil.process_iter(["name"]):
         if process.info["name"] != _SSH_SERVER:

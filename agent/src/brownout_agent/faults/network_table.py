@@ -2,16 +2,31 @@
 
 import os
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from brownout_agent.faults.contract import ABLE, Capability, Effect, Facts, Fault, Hold, Host, Meter, Record, Refusal
+from brownout_agent.faults.contract import (
+    ABLE,
+    TRIAL_S,
+    Capability,
+    Effect,
+    Facts,
+    Fault,
+    Hold,
+    Host,
+    Meter,
+    Record,
+    Refusal,
+)
+from brownout_agent.faults.network_lifelines import Lifelines
 from brownout_agent.faults.network_rules import (
     FAMILY,
     LEASE_MARGIN_MS,
     LOTS,
     TABLE_PREFIX,
     directions,
+    extension,
     ruleset,
     table_name,
 )
@@ -34,7 +49,8 @@ class NetworkFault(Fault[N]):
 
     reverts = (
         "The kernel: the nftables table goes when the process that owns it dies, and a time-out inside the table "
-        "ends the effect even where a kernel before 5.12 keeps the table; the reaper then removes it."
+        "ends the effect when its lease is not renewed, even where a kernel before 5.12 keeps the table; the reaper "
+        "then removes it."
     )
 
     @abstractmethod
@@ -64,18 +80,23 @@ class NetworkFault(Fault[N]):
     def prepare(self, parameters: N, host: Host) -> Facts:
         return resolve(parameters, host)
 
+    def watch_lifelines(self, record: Record[N], host: Host) -> Callable[[], str]:
+        return Lifelines(Scope.of(record.parameters, record.facts), host).harm
+
     def apply(self, parameters: N, facts: Facts, hold: Hold) -> None:
+        table = table_name(hold.fault_id)
         with Nftables() as nft:
             try:
                 owned = _load(
                     nft,
-                    table_name(hold.fault_id),
+                    table,
                     Scope.of(parameters, facts),
                     lots_lost=self.lots_lost(parameters),
-                    lease_ms=round(hold.duration_s * 1_000) + LEASE_MARGIN_MS,
+                    lease_ms=round(TRIAL_S * 1_000) + LEASE_MARGIN_MS,
                 )
             except NftablesError as error:
                 raise Refusal(*_why_not(error)) from error
+            hold.on_extension(lambda left_ms: _extend(nft, table, left_ms))
             hold.ready(owned=owned)
             hold.wait()
 
@@ -144,6 +165,13 @@ def _load(nft: Nftables, table: str, scope: Scope, *, lots_lost: int, lease_ms: 
         nft.run(ruleset(table, scope, lots_lost=lots_lost, lease_ms=lease_ms, owned=False, hooked=hooked))
         return False
     return True
+
+
+def _extend(nft: Nftables, table: str, left_ms: int) -> None:
+    try:
+        nft.run(extension(table, left_ms + LEASE_MARGIN_MS))
+    except NftablesError as error:
+        raise Refusal(f"the time-out in table {table} had passed before it was extended: {error}") from error
 
 
 def _why_not(error: NftablesError) -> tuple[str, str]:

@@ -6,9 +6,12 @@ It is started inert, so that the journal can name it before it has done anything
     spawn ------------------------------> asks the kernel to die with the injector, then waits on stdin
     journal: holder is (pid, start time)
     {"parameters", "facts", ...} -------> sets its own timer, applies the fault
-    <------------------------ {"ready"}   holds it until killed
+    <------------- {"since_ns", "facts"}  holds it until killed
+    a time of CLOCK_BOOTTIME -----------> sets its timer to it, never beyond the fault's own duration
+    ... and so on with every renewal of the lease
 
-Two things end it without any of our code: PR_SET_PDEATHSIG (the injector died) and ITIMER_REAL (time is up).
+Two things end it without any of our code, even when it or the injector is stopped: PR_SET_PDEATHSIG (the injector died)
+and a timer of the kernel (the time is up, or the injector extends it no more), both by SIGKILL.
 """
 
 import asyncio
@@ -17,22 +20,25 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
-from brownout_agent.faults.contract import Facts, Hold, Json, Refusal
+from brownout_agent.faults.contract import TRIAL_S, Facts, Hold, Json, Refusal
+from brownout_agent.injector.deadlines import KERNEL_MARGIN_S
 from brownout_agent.injector.threads import in_thread
 from brownout_agent.kernel import limits
+from brownout_agent.kernel.clock import boottime_ns
+from brownout_agent.kernel.death_timer import DeathTimer, die_at
 from brownout_agent.kernel.processes import ProcessKey, key_of, send_signal, wait_dead
 
-KERNEL_MARGIN_S = 0.5
-"""The kernel's timer fires this much after the injector's, so that the orderly way is the usual one."""
 READY_TIMEOUT_S = 20.0
 END_TIMEOUT_S = 5.0
+_MARGIN_NS = int(KERNEL_MARGIN_S * 1e9)
 _STDERR_KEPT = 2_000
 _READY_BYTES_MAX = 2**16
 
@@ -43,6 +49,7 @@ class HolderFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Death:
+    at_ns: int
     code: int
     """As subprocess has it: negative for a signal."""
     words: str
@@ -52,6 +59,8 @@ class _Death:
 class Ready:
     """The fault is in effect: what `apply` reported, and every process that the holder made."""
 
+    since_ns: int
+    """CLOCK_BOOTTIME."""
     facts: Facts
     children: tuple[ProcessKey, ...]
 
@@ -87,13 +96,16 @@ class Holder:
         assert key is not None, "an unreaped child has an entry in /proc"
         return cls(process, key)
 
-    async def go(self, parameters: dict[str, Any], facts: Facts, duration_s: float) -> Ready:
-        """Have the fault applied; returns when it is in effect.
+    async def go(
+        self, parameters: dict[str, Any], facts: Facts, duration_s: float, *, lease_ends_ns: int, on_trial: bool
+    ) -> Ready:
+        """Have the fault applied; returns when it is in effect. From then on it must be extended in time.
 
         Raises:
             HolderFailed: it is not in effect, and the holder is dead.
         """
         order = {"parameters": parameters, "facts": facts, "duration_s": duration_s}
+        order |= {"lease_ends_ns": lease_ends_ns, "on_trial": on_trial}
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 line = await asyncio.wrap_future(in_thread(partial(_ask, self._process, order)))
@@ -107,12 +119,19 @@ class Holder:
             raise HolderFailed("the holder closed its pipe and lives on" if left else await self.died())
         try:
             said = json.loads(line)
-            ready = Ready(dict(said["facts"]), tuple(ProcessKey.from_json(pair) for pair in said["children"]))
+            children = tuple(ProcessKey.from_json(pair) for pair in said["children"])
+            ready = Ready(int(said["since_ns"]), dict(said["facts"]), children)
         except (ValueError, KeyError, TypeError) as error:
             await self.end()
             raise HolderFailed(f"instead of being ready the holder said {line[:100]!r}") from error
         self._children = ready.children
         return ready
+
+    def extend(self, until_ns: int) -> None:
+        """Let the kernel's timer be for then (CLOCK_BOOTTIME). One that is dead or does not read is left to its end."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError, ValueError):  # it died just now; its pipe is closed
+            self._process.stdin.write(b"%d\n" % until_ns)
 
     @property
     def keys(self) -> tuple[ProcessKey, ...]:
@@ -124,9 +143,11 @@ class Holder:
         return (await asyncio.wrap_future(self._death)).words
 
     @property
-    def ended_by_timer(self) -> bool:
-        """Whether the holder is dead and the kernel's timer did it: its time was up."""
-        return self._death.done() and self._death.result().code == -signal.SIGALRM
+    def killed_ns(self) -> int | None:
+        """When the holder was seen dead by SIGKILL, which may have been the kernel's timer; None in other cases."""
+        if not self._death.done() or self._death.result().code != -signal.SIGKILL:
+            return None
+        return self._death.result().at_ns
 
     async def end(self) -> list[ProcessKey]:
         """Kill the holder and what it made; returns what still lives after END_TIMEOUT_S, which should be nothing."""
@@ -141,6 +162,7 @@ def _ask(process: "subprocess.Popen[bytes]", order: dict[str, Any]) -> bytes:
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(json.dumps(order).encode() + b"\n")
+    os.set_blocking(process.stdin.fileno(), False)  # no extension may wait for a holder that does not read
     return process.stdout.readline(_READY_BYTES_MAX)
 
 
@@ -148,6 +170,7 @@ def _see_die(process: "subprocess.Popen[bytes]") -> _Death:
     """Wait for the process's end and close its pipes, without waiting for others that may keep them open."""
     assert process.stderr is not None
     code = process.wait()
+    at_ns = boottime_ns()
     os.set_blocking(process.stderr.fileno(), False)
     raw = b""
     while chunk := process.stderr.read(_STDERR_KEPT):
@@ -157,7 +180,7 @@ def _see_die(process: "subprocess.Popen[bytes]") -> _Death:
             pipe.close()
     words = raw.decode(errors="replace").strip()
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return _Death(code, f"{words} ({how})" if words else f"the holder ended with {how}")
+    return _Death(at_ns, code, f"{words} ({how})" if words else f"the holder ended with {how}")
 
 
 def end_by_key(keys: Iterable[ProcessKey]) -> list[ProcessKey]:
@@ -175,28 +198,40 @@ def end_by_key(keys: Iterable[ProcessKey]) -> list[ProcessKey]:
 class _Hold(Hold):
     fault_id: str
     duration_s: float
-    _ends_s: float = 0.0
-    """By `time.monotonic()`: when the kernel's timer ends this process, KERNEL_MARGIN_S not counted."""
+    lease_ends_ns: int
+    on_trial: bool
+    _timer: DeathTimer = field(default_factory=DeathTimer)
+    _ends_ns: int = 0
+    """When its time is up. It counts from when the fault is in effect; until then, from when it must be."""
+    _extension: Callable[[int], None] = lambda _: None
     _children: list[ProcessKey] = field(default_factory=list)
     _is_ready: bool = False
 
     def __post_init__(self) -> None:
-        self._end_in(READY_TIMEOUT_S + self.duration_s)
+        ready_by_ns = boottime_ns() + int(READY_TIMEOUT_S * 1e9)
+        self._ends_ns = ready_by_ns + int(self.duration_s * 1e9)
+        self._timer.set(ready_by_ns + _MARGIN_NS)
 
     def ready(self, **facts: Json) -> None:
         if self._is_ready:
             raise RuntimeError("ready() was called twice")
         self._is_ready = True
-        self._end_in(self.duration_s)
-        line = {"facts": facts, "children": [key.as_json() for key in self._children]}
+        since_ns = boottime_ns()
+        self._ends_ns = since_ns + int(self.duration_s * 1e9)
+        # The lease was renewed while the fault was being applied, or it was not: the injector soon says.
+        first_ns = since_ns + int(TRIAL_S * 1e9)
+        self._timer.set(self._bound_ns(first_ns if self.on_trial else max(self.lease_ends_ns, first_ns)))
+        threading.Thread(target=self._heed_extensions, daemon=True).start()
+        line = {"since_ns": since_ns, "facts": facts, "children": [key.as_json() for key in self._children]}
         os.write(1, json.dumps(line).encode() + b"\n")
+
+    def on_extension(self, work: Callable[[int], None]) -> None:
+        self._extension = work
 
     def wait(self) -> NoReturn:
         if self._children:
             pid, status = os.wait()
-            code = os.waitstatus_to_exitcode(status)
-            if code != -signal.SIGALRM:  # its timer may fire at the same time as ours
-                raise SystemExit(f"worker {pid} ended early with status {code}")
+            raise SystemExit(f"worker {pid} ended early with status {os.waitstatus_to_exitcode(status)}")
         while True:
             signal.pause()
 
@@ -204,23 +239,36 @@ class _Hold(Hold):
         holder_pid = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _live_as_worker(work, holder_pid, self._ends_s - time.monotonic())
+            _live_as_worker(work, holder_pid, self._ends_ns)
         key = key_of(pid)
         assert key is not None, "an unreaped child has an entry in /proc"
         self._children.append(key)
         return key
 
-    def _end_in(self, seconds: float) -> None:
-        """The time counts from when the fault is in effect; until then, from when it must be."""
-        self._ends_s = time.monotonic() + seconds
-        limits.die_after(seconds + KERNEL_MARGIN_S)
+    def _bound_ns(self, until_ns: int) -> int:
+        return min(until_ns, self._ends_ns) + _MARGIN_NS
+
+    def _heed_extensions(self) -> None:
+        """In a thread, since `apply` may be doing anything. Times are absolute: one that was read late does no harm."""
+        try:
+            for line in sys.stdin:
+                until_ns = int(line)
+                self._timer.set(self._bound_ns(until_ns))
+                self._extension(max(min(until_ns, self._ends_ns) - boottime_ns(), 0) // 1_000_000)
+        except Refusal as refusal:
+            os.write(2, f"{refusal.reason}\n".encode())
+            os._exit(1)
+        except BaseException:  # noqa: BLE001 - the process ends here; the injector reads why
+            traceback.print_exc()
+            os._exit(1)
 
 
-def _live_as_worker(work: Callable[[], None], holder_pid: int, seconds_left: float) -> NoReturn:
+def _live_as_worker(work: Callable[[], None], holder_pid: int, ends_ns: int) -> NoReturn:
     code = 1
     try:
         limits.die_with_parent(holder_pid)
-        limits.die_after(max(seconds_left, 0.001) + KERNEL_MARGIN_S)
+        # It dies with its holder; this is for a holder that is not let die. Not before it, as that would be early.
+        die_at(ends_ns + 2 * _MARGIN_NS)
         work()
         code = 0
     except Refusal as refusal:
@@ -241,7 +289,7 @@ def main() -> None:
     if not line:
         raise SystemExit("the injector closed the pipe before it gave an order")
     order = json.loads(line)
-    hold = _Hold(fault_id, order["duration_s"])
+    hold = _Hold(fault_id, order["duration_s"], order["lease_ends_ns"], order["on_trial"])
     limits.be_first_victim_of_oom()
     # Imported this late so that an order which never comes costs nothing.
     from brownout_agent.faults import catalogue  # noqa: PLC0415

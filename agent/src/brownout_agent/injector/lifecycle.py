@@ -27,6 +27,7 @@ class Cause(StrEnum):
     REAPED = "REAPED"
     SHUTDOWN = "SHUTDOWN"
     HALTED = "HALTED"
+    CONTROL_LOST = "CONTROL_LOST"
 
 
 # ---- events -----------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ async def serve(socket: Path, state: Path, policy: Policy, agent_uid: int) -> in
         log.error("refusing every fault: %s", policy.why)
     admission = Admission(policy, Ledger(state))
     door = Door(admission, agent_uid)
-    door.supervisor = supervisor = Supervisor(journal, admission, door.tell)
+    door.supervisor = supervisor = Supervisor(journal, admission, door.tell, door.ask_control)
     door.watchdog = watchdog
     stop = asyncio.Event()
     for number in _STOPS:

@@ -104,6 +104,14 @@ class Door:
         if self._agent is not None:
             self._start(self._send_inspection(self._agent))
 
+    def ask_control(self, fault_id: str, within_ms: int) -> bool:
+        """Have the agent prove that it reaches its controller while this fault is in effect; False if there is none."""
+        if self._agent is None:
+            return False
+        trial = injector_pb2.ControlTrial(fault_id=fault_id, within_ms=within_ms)
+        self._agent.send(injector_pb2.FromInjector(control_trial=trial))
+        return True
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pid, uid = _peer(writer)
         if uid not in {0, self._allowed_uid}:
@@ -133,9 +141,8 @@ class Door:
                 self._take_on(message.inject, caller)
             case "stop":
                 caller.send(injector_pb2.FromInjector(reply=self._stop(message.stop)))
-            case "renew":
-                if self._agent is caller and self._admission.is_owner(message.renew.epoch):
-                    self.supervisor.renew()
+            case "renew" | "control_alive":
+                self._hear_of_controller(message, caller)
             case "inspect":
                 await self._send_inspection(caller)
             case "fingerprint":
@@ -153,6 +160,16 @@ class Door:
         caller.control_peers = tuple(Peer(peer.address, peer.port) for peer in attach.control_peers)
         attached = injector_pb2.Attached(injector_version=__version__, policy=self._policy_in_force())
         caller.send(injector_pb2.FromInjector(attached=attached))
+
+    def _hear_of_controller(self, message: injector_pb2.ToInjector, caller: _Caller) -> None:
+        """That the controller lives: only the agent may say so."""
+        assert self.supervisor is not None
+        if self._agent is not caller:
+            return
+        if message.HasField("control_alive"):
+            self.supervisor.confirm(message.control_alive.fault_id)
+        elif self._admission.is_owner(message.renew.epoch):
+            self.supervisor.renew()
 
     def _take_on(self, inject: fault_pb2.Inject, caller: _Caller) -> None:
         """Beside the reading: a fault that looks at the host for long must not keep a stop or a renewal waiting."""

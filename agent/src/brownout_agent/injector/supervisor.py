@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from brownout_agent.faults.contract import Effect, Fault, FaultParameters, Host, Record, Refusal
+from brownout_agent.faults.contract import TRIAL_S, Effect, Fault, FaultParameters, Host, Record, Refusal
 from brownout_agent.injector import lifecycle
 from brownout_agent.injector.admission import Admission, prepare
+from brownout_agent.injector.deadlines import Deadlines
 from brownout_agent.injector.holder import END_TIMEOUT_S, Holder, HolderFailed, Ready
 from brownout_agent.injector.journal import FINISHED, Entry, Journal, JournalError, Mark
 from brownout_agent.injector.lifecycle import Cause
@@ -21,6 +22,7 @@ from brownout_agent.injector.measuring import Readings
 from brownout_agent.injector.order import Order, check_id
 from brownout_agent.injector.reaper import note_reaped, undo_all
 from brownout_agent.injector.threads import in_thread
+from brownout_agent.injector.trial import Trial
 from brownout_agent.injector.undoing import UNDO_TIMEOUT_S, outlived, undo_and_verify
 from brownout_agent.kernel.clock import boottime_ns
 from brownout_agent.kernel.processes import ProcessKey
@@ -57,9 +59,10 @@ class _Live:
     parameters: FaultParameters
     facts: dict[str, Any]
     host: Host
-    lease_ends_ns: int
+    deadlines: Deadlines
     state: Mark | None = None
-    ends_ns: int | None = None
+    trial: Trial | None = None
+    """While it is on trial."""
     holder: Holder | None = None
     readings: Readings | None = None
     looked_ns: int = 0
@@ -73,10 +76,21 @@ class _Live:
 class Supervisor:
     """All faults of this host, from order to clean."""
 
-    def __init__(self, journal: Journal, admission: Admission, tell: Callable[[FaultStatus], None]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        admission: Admission,
+        tell: Callable[[FaultStatus], None],
+        ask_control: Callable[[str, int], bool] = lambda _fault_id, _within_ms: False,
+    ) -> None:
+        """`ask_control` has the agent prove, within so many ms, that it reaches its controller; False: there is none.
+
+        The proof is `confirm`.
+        """
         self._journal = journal
         self._admission = admission
         self._tell = tell
+        self._ask_control = ask_control
         self._live: dict[str, _Live] = {}
         self._past = {entry.fault_id: _past_status(entry) for entry in journal.entries.values() if entry.kind}
         self._settled = asyncio.Event()
@@ -105,8 +119,8 @@ class Supervisor:
         if halts != self._halts:
             raise Refusal("this host was halted while the order was looked at")
         order = self._admission.take(order)
-        lease_ends_ns = boottime_ns() + int(order.lease_s * 1e9)
-        live = _Live(order, fault, parameters, facts, host, lease_ends_ns)
+        deadlines = Deadlines(order.lease_s, boottime_ns() + int(order.lease_s * 1e9))
+        live = _Live(order, fault, parameters, facts, host, deadlines)
         self._live[order.fault_id] = live
         self._feed(live, lifecycle.Accepted())
         return True
@@ -146,8 +160,14 @@ class Supervisor:
         """The controller lives: every lease that has not run out starts anew."""
         now = boottime_ns()
         for live in self._live.values():
-            if now < live.lease_ends_ns:  # a renewal that waited for a frozen injector comes too late
-                live.lease_ends_ns = now + int(live.order.lease_s * 1e9)
+            if live.deadlines.renew(now):
+                self._extend(live)
+
+    def confirm(self, fault_id: str) -> None:
+        """The agent has proved that it reaches its controller while this fault is in effect."""
+        live = self._live.get(fault_id)
+        if live is not None and live.trial is not None:
+            live.trial.answer()
 
     def statuses(self) -> list[FaultStatus]:
         """Every fault that is not over, and the latest that are."""
@@ -201,15 +221,32 @@ class Supervisor:
                 self._feed(live, lifecycle.Retry())
         elif live.state is Mark.UNDOING:
             return
-        elif live.ends_ns is not None and now_ns >= live.ends_ns:
-            self._feed(live, lifecycle.End(Cause.DURATION))
-        elif now_ns >= live.lease_ends_ns:
-            reason = f"nobody renewed the lease of {live.order.lease_s:g} s"
-            self._feed(live, lifecycle.End(Cause.LEASE_LOST, reason))
+        elif (end := live.deadlines.due(now_ns)) is not None:
+            self._feed(live, end)
+        elif live.trial is not None and (harm := live.trial.outcome(now_ns)) is not None:
+            self._end_trial(live, harm)
         elif live.readings is not None and now_ns - live.looked_ns >= MEASURE_EVERY_S * 1e9:
             live.looked_ns = now_ns
             if (reading := live.readings.take()) is not None:
                 self._start(live, self._tell_when_read(live, reading))
+
+    def _begin_trial(self, live: _Live, find_harm: Callable[[], str], since_ns: int) -> None:
+        live.trial = Trial(find_harm, since_ns)
+        live.deadlines.trial_ends_ns = since_ns + int(TRIAL_S * 1e9)
+        if not self._ask_control(live.order.fault_id, int(TRIAL_S * 1_000)):
+            self._end_trial(live, "no agent is attached that could prove that it reaches its controller")
+
+    def _end_trial(self, live: _Live, harm: str) -> None:
+        if harm:
+            self._feed(live, lifecycle.End(Cause.CONTROL_LOST, harm))
+        else:
+            live.trial = live.deadlines.trial_ends_ns = None
+            self._extend(live)
+
+    def _extend(self, live: _Live) -> None:
+        """Tell the kernel, by the holder, until when the fault may go on."""
+        if live.holder is not None and live.state is Mark.ACTIVE:
+            live.holder.extend(live.deadlines.earliest_ns)
 
     # ---- carrying out ---------------------------------------------------------------------------------------------
 
@@ -255,7 +292,6 @@ class Supervisor:
             case lifecycle.Go():
                 self._start(live, self._go(live))
             case lifecycle.StartMeasuring():
-                live.ends_ns = boottime_ns() + int(live.order.duration_s * 1e9)
                 make_meter = partial(live.fault.measure, self._as_record(live), live.host)
                 live.readings = Readings(live.order.fault_id, make_meter)
                 live.looked_ns = boottime_ns()
@@ -312,16 +348,34 @@ class Supervisor:
 
     async def _go(self, live: _Live) -> None:
         assert live.holder is not None
+        order = live.order
         try:
-            ready: Ready = await live.holder.go(live.order.parameters, live.facts, live.order.duration_s)
-        except HolderFailed as error:
+            find_harm = await self._watch_lifelines(live)
+            ready: Ready = await live.holder.go(
+                order.parameters,
+                live.facts,
+                order.duration_s,
+                lease_ends_ns=live.deadlines.lease_ends_ns,
+                on_trial=find_harm is not None,
+            )
+        except (HolderFailed, OSError) as error:
             self._feed(live, lifecycle.Failed(str(error)))
             return
         live.facts = {**live.facts, **ready.facts}
+        live.deadlines.ends_ns = ready.since_ns + int(order.duration_s * 1e9)
         self._feed(live, lifecycle.Applied())
+        if find_harm is not None and live.state is Mark.ACTIVE:
+            self._begin_trial(live, find_harm, ready.since_ns)
+        self._extend(live)
         words = await live.holder.died()
         # The kernel's timer comes first only where the injector was kept from its own.
-        self._feed(live, lifecycle.End(Cause.DURATION) if live.holder.ended_by_timer else lifecycle.HolderDied(words))
+        killed_ns = live.holder.killed_ns
+        end = None if killed_ns is None else live.deadlines.due(killed_ns)
+        self._feed(live, end or lifecycle.HolderDied(words))
+
+    async def _watch_lifelines(self, live: _Live) -> Callable[[], str] | None:
+        watching = in_thread(partial(live.fault.watch_lifelines, self._as_record(live), live.host))
+        return await asyncio.wrap_future(watching)
 
     async def _tell_when_read(self, live: _Live, reading: Future[None]) -> None:
         done, _ = await asyncio.wait({asyncio.wrap_future(reading)}, timeout=MEASURE_EVERY_S)
@@ -374,7 +428,7 @@ class Supervisor:
             fault_id=live.order.fault_id,
             kind=live.order.kind,
             state=live.state or Mark.RECORDED,
-            at_boottime_ns=boottime_ns(),
+            at_boottime_ns=entry.at_boottime_ns if entry and entry.mark is live.state else boottime_ns(),
             cause=live.cause,
             message=message,
             residue=entry.residue if entry else (),

@@ -1,4 +1,4 @@
-"""What makes the kernel end a process of ours without anybody's help: prctl(2), setitimer(2), oom_score_adj."""
+"""What makes the kernel end a process of ours without anybody's help: prctl(2), oom_score_adj."""
 
 import ctypes
 import os
@@ -19,13 +19,6 @@ def die_with_parent(expected_parent_pid: int, number: signal.Signals = signal.SI
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != expected_parent_pid:
         raise SystemExit("the parent died first")
-
-
-def die_after(seconds: float) -> None:
-    """Have the kernel end this process by SIGALRM after `seconds`, whatever it is doing. A fork does not inherit it."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})  # whoever started us may have blocked it
-    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def be_first_victim_of_oom() -> None:

@@ -190,6 +190,9 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
                     return
                 await self._check(host, session, message, context)
                 now_ns = time.monotonic_ns()
+                if message.HasField("ping"):
+                    session.answer(message.ping)
+                    continue
                 host.note(message)
                 exchange = session.clock_answer(message.clock, now_ns) if message.HasField("clock") else None
                 if exchange is not None:

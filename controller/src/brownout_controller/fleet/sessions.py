@@ -94,7 +94,7 @@ class Session:
             self._note(order_id)
         if message.WhichOneof("body") == "inject":
             message = self._addressed(message)
-        if message.WhichOneof("body") == "stop":
+        if message.WhichOneof("body") in {"stop", "pong"}:
             self._queue.appendleft(message)
         elif len(self._queue) < _OUTGOING_MAX:
             self._queue.append(message)
@@ -146,6 +146,10 @@ class Session:
             if message.WhichOneof("body") == "clock":
                 self._asked[message.clock.number] = time.monotonic_ns()
             yield message
+
+    def answer(self, ping: fleet_pb2.Ping) -> None:
+        """Say that this stream carries both ways: an agent asks while a fault on its host is on trial."""
+        self.send(fleet_pb2.ControllerMessage(pong=fleet_pb2.Pong(number=ping.number)))
 
     def ask_clock(self) -> None:
         """Ask the agent for its clock."""

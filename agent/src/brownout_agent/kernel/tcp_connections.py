@@ -1,0 +1,63 @@
+"""TCP connections of this network namespace, as /proc/net/tcp and tcp6 list them (proc(5))."""
+
+import ipaddress
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_ESTABLISHED = "01"
+_TABLES = (Path("/proc/thread-self/net/tcp"), Path("/proc/thread-self/net/tcp6"))
+"""Of the calling thread's namespace. Without IPv6 there is no second one."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Connection:
+    """One connection by its two ends. IPv4 in an IPv6 socket is the IPv4 address."""
+
+    local: Address
+    local_port: int
+    remote: Address
+    remote_port: int
+
+    def __str__(self) -> str:
+        return f"{_end(self.remote, self.remote_port)} to {_end(self.local, self.local_port)}"
+
+
+def read_established() -> dict[Connection, int]:
+    """Every established connection, with how often in a row its oldest unanswered segment has been sent again.
+
+    Raises:
+        OSError: /proc cannot be read.
+    """
+    found: dict[Connection, int] = {}
+    for table in _TABLES:
+        if table.exists():
+            found.update(parse_established(table.read_text()))
+    return found
+
+
+def parse_established(text: str) -> dict[Connection, int]:
+    """The established connections of such a table. Pure."""
+    found = {}
+    for line in text.splitlines()[1:]:
+        # sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt ...
+        fields = line.split()
+        if fields[3] == _ESTABLISHED:
+            found[Connection(*_parse_end(fields[1]), *_parse_end(fields[2]))] = int(fields[6], 16)
+    return found
+
+
+def _parse_end(text: str) -> tuple[Address, int]:
+    """Of `0100007F:0016`: an address is 32-bit words, each in the byte order of this machine."""
+    address, _, port = text.partition(":")
+    words = (int(address[at : at + 8], 16) for at in range(0, len(address), 8))
+    packed = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
+    parsed = ipaddress.ip_address(packed)
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return mapped or parsed, int(port, 16)
+
+
+def _end(address: Address, port: int) -> str:
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
