@@ -190,13 +190,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
                     return
                 await self._check(host, session, message, context)
                 now_ns = time.monotonic_ns()
-                if message.HasField("ping"):
-                    session.answer(message.ping)
-                    continue
-                host.note(message)
-                exchange = session.clock_answer(message.clock, now_ns) if message.HasField("clock") else None
-                if exchange is not None:
-                    host.clock.add(exchange)
+                _heed(host, session, message, now_ns)
                 held.append(message)
                 if host.clock.best(now_ns) is not None:
                     ready, held = held, []
@@ -280,6 +274,16 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
 
 class _AnothersId(Exception):
     """An agent speaks of what is another's."""
+
+
+def _heed(host: HostState, session: sessions.Session, message: fleet_pb2.AgentMessage, now_ns: int) -> None:
+    """What a message says to the session itself: of the host, of its clock, or whether the stream carries both ways."""
+    host.note(message)
+    if message.HasField("ping"):
+        session.answer(message.ping)
+    exchange = session.clock_answer(message.clock, now_ns) if message.HasField("clock") else None
+    if exchange is not None:
+        host.clock.add(exchange)
 
 
 async def _next(messages: AsyncIterator[fleet_pb2.AgentMessage]) -> fleet_pb2.AgentMessage | None:
