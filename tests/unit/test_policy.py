@@ -9,7 +9,8 @@ import pytest
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Refusal
 from brownout_agent.injector.order import Order
-from brownout_agent.injector.policy import DEFAULT_STOP_FILE, EMBEDDED, Policy, Situation, load
+from brownout_agent.injector.policy import EMBEDDED, Policy, Situation, load
+from brownout_agent.injector.stop_file import WELL_KNOWN
 
 GOOD = """
 version: 1
@@ -140,8 +141,8 @@ def test_without_a_controller_faults_are_undone_unless_the_host_chose_otherwise(
 
 
 def test_the_stop_file_has_a_place_by_itself_and_with_a_policy_that_is_broken(tmp_path: Path, good: Policy) -> None:
-    assert good.stop_file == DEFAULT_STOP_FILE
-    assert load(tmp_path / "none.yaml").stop_file == DEFAULT_STOP_FILE
+    assert good.stop_file == WELL_KNOWN
+    assert load(tmp_path / "none.yaml").stop_file == WELL_KNOWN
     assert write(tmp_path, GOOD + "stop_file: /srv/STOP\n").stop_file == Path("/srv/STOP")
 
 

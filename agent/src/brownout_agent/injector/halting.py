@@ -1,4 +1,4 @@
-"""Halting this host: how the injector obeys its STOP file, and what `brownout-injector halt` sees to."""
+"""How a running injector obeys its STOP file."""
 
 import logging
 from collections.abc import Callable
@@ -19,13 +19,13 @@ async def obey(stop_file: StopFile, supervisor: Supervisor, changed: Callable[[]
     `changed` is called when the host has come to be halted, or is no longer.
     """
     halted: str | None = None
-    with FolderWatch(stop_file.path.parent) as folder:
+    with FolderWatch(path.parent for path in stop_file.paths) as folders:
         while True:
             reason = stop_file.reason()
             if (reason is None) != (halted is None):
-                log.warning("%s", "the STOP file is gone: orders are taken again" if reason is None else reason)
+                log.warning("%s", "released: orders are taken again" if reason is None else f"halted by {reason}")
                 changed()
             halted = reason
             if reason is not None and (left := await supervisor.halt(f"halted by {reason}")):
                 log.error("halted, and not verified gone: %s", ", ".join(left))
-            await folder.changed(LOOK_EVERY_S)
+            await folders.changed(LOOK_EVERY_S)

@@ -1,4 +1,4 @@
-"""`brownout-injector`: serve, reap, doctor. Runs as root, opens no network socket."""
+"""`brownout-injector`: serve, halt, resume, reap, doctor. Runs as root, opens no network socket."""
 
 import argparse
 import asyncio
@@ -16,11 +16,13 @@ from brownout_agent.faults.contract import Host
 from brownout_agent.injector import policy as policies
 from brownout_agent.injector.admission import Admission
 from brownout_agent.injector.halting import obey
+from brownout_agent.injector.host_halt import halt_host
 from brownout_agent.injector.journal import Journal, JournalError
 from brownout_agent.injector.ledger import Ledger
 from brownout_agent.injector.policy import Policy
 from brownout_agent.injector.reaper import Watchdog, reap, watch
 from brownout_agent.injector.server import Door, capabilities
+from brownout_agent.injector.stop_file import StopFile
 from brownout_agent.injector.supervisor import Supervisor
 from brownout_agent.kernel import limits
 from brownout_agent.kernel.processes import ProcessKey
@@ -98,6 +100,27 @@ def _reap(options: argparse.Namespace) -> int:
     return EXIT_NOT_CLEAN if reaped.residue or journal.damaged else 0
 
 
+def _halt(options: argparse.Namespace) -> int:
+    stop_file = StopFile(policies.load(options.policy).stop_file)
+    words = f"{options.reason or 'brownout-injector halt'} (uid {os.getuid()})"
+    halted = halt_host(stop_file, options.state_dir, options.socket, words)
+    for entry in halted.ended:
+        print(f"ended      {entry.kind:<20} {entry.fault_id}")
+    for fault_id, residue in halted.left.items():
+        print(f"NOT ENDED  {fault_id}: {residue}")
+    for trouble in halted.troubles:
+        print(f"TROUBLE    {trouble}")
+    if halted.is_complete:
+        print(f"halted     by {stop_file.reason()}; to take orders again: brownout-injector resume")
+    return 0 if halted.is_complete else EXIT_NOT_CLEAN
+
+
+def _resume(options: argparse.Namespace) -> int:
+    released = StopFile(policies.load(options.policy).stop_file).release()
+    print("released: orders are taken again" if released else "this host was not halted")
+    return 0
+
+
 def _watch(options: argparse.Namespace) -> int:
     return watch(options.state_dir, ProcessKey(options.pid, options.start_ticks))
 
@@ -105,15 +128,19 @@ def _watch(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     found = capabilities(Host())
     policy = policies.load(options.policy)
+    halted = StopFile(policy.stop_file).reason() or ""
     if options.output == "json":
         plain = [{"kind": c.kind, "able": c.able, "reason": c.reason, "remedy": c.remedy} for c in found]
-        print(json.dumps({"faults": plain, "policy": policy.why, "policy_refuses_all": policy.file is None}))
+        refuses_all = policy.file is None
+        print(json.dumps({"faults": plain, "policy": policy.why, "policy_refuses_all": refuses_all, "halted": halted}))
         return 0
     for capability in found:
         print(f"{'✓ able   ' if capability.able else '✗ cannot '} {capability.kind:<20} {capability.reason}".rstrip())
         if capability.remedy:
             print(f"{'':<31}{capability.remedy}")
     print(f"policy    {'refuses everything: ' if policy.file is None else ''}{policy.why}")
+    if halted:
+        print(f"HALTED    by {halted}; to take orders again: brownout-injector resume")
     return 0
 
 
@@ -123,7 +150,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
 
     serving = commands.add_parser("serve", help="take orders from the agent on a unix socket")
-    serving.add_argument("--socket", type=Path, default=DEFAULT_SOCKET)
     serving.add_argument("--agent-user", help="the user that the agent runs as; default: this one")
     serving.add_argument("--embedded", action="store_true", help="built-in modest policy of one-machine mode")
     serving.add_argument("--parent", type=int, metavar="PID", help="undo everything and end when this parent dies")
@@ -132,6 +158,13 @@ def _parser() -> argparse.ArgumentParser:
     reaping = commands.add_parser("reap", help="undo and verify what a dead injector left; exit 13 if something stays")
     reaping.add_argument("--wait", type=float, default=REAPER_DONE_WITHIN_S, metavar="SECONDS", help="for the journal")
     reaping.set_defaults(run=_reap)
+
+    halting = commands.add_parser("halt", help="end every fault of this host and take no more; 13 if not all is clean")
+    halting.add_argument("--reason", default="", help="told to whoever asks why this host takes no orders")
+    halting.set_defaults(run=_halt)
+
+    resuming = commands.add_parser("resume", help="take orders again after a halt")
+    resuming.set_defaults(run=_resume)
 
     watching = commands.add_parser("watch", help="wait for the injector's death, then reap (started by serve)")
     watching.add_argument("--pid", type=int, required=True)
@@ -142,9 +175,11 @@ def _parser() -> argparse.ArgumentParser:
     asking.add_argument("-o", "--output", choices=["table", "json"], default="table")
     asking.set_defaults(run=_doctor)
 
-    for command in (serving, reaping, watching):
+    for command in (serving, halting):
+        command.add_argument("--socket", type=Path, default=DEFAULT_SOCKET)
+    for command in (serving, reaping, halting, watching):
         command.add_argument("--state-dir", type=Path, default=DEFAULT_STATE)
-    for command in (serving, asking):
+    for command in (serving, halting, resuming, asking):
         command.add_argument("--policy", type=Path, default=DEFAULT_POLICY)
     return parser
 

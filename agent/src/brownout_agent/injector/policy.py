@@ -37,11 +37,11 @@ from brownout_agent.faults.contract import Fault, FaultParameters, Host, Peer, R
 from brownout_agent.injector.ceilings import Written, ceiling, check_ceilings, has_parameter
 from brownout_agent.injector.hours import Hours
 from brownout_agent.injector.order import Order
+from brownout_agent.injector.stop_file import WELL_KNOWN
 
 DURATION_CEILING_S = 12 * 3600.0
 """No policy can allow more; AWS FIS and Azure Chaos Studio stop at the same 12 h."""
 LEASE_CEILING_S = 300.0
-DEFAULT_STOP_FILE = Path("/etc/brownout/STOP")
 _FINISH_LEASE_S = DURATION_CEILING_S + 3600.0
 """Longer than any fault, its start included."""
 _FILE_BYTES_MAX = 64 * 1024
@@ -80,7 +80,7 @@ class PolicyFile(_Strict):
     hours: Hours | None = None
     limits: Limits = Limits()
     on_controller_loss: Literal["undo", "finish"] = "undo"
-    stop_file: Path = DEFAULT_STOP_FILE
+    stop_file: Path = WELL_KNOWN
     protect_processes: tuple[str, ...] = ()
     protect_peers: tuple[IPvAnyAddress, ...] = ()
     protect_ports: tuple[Annotated[int, Field(gt=0, lt=65536)], ...] = (22,)
@@ -140,8 +140,8 @@ class Policy:
 
     @property
     def stop_file(self) -> Path:
-        """The file that halts this host while it is there."""
-        return self.file.stop_file if self.file else DEFAULT_STOP_FILE
+        """The file that halts this host while it is there, beside the well-known one."""
+        return self.file.stop_file if self.file else WELL_KNOWN
 
     @property
     def per_day(self) -> int:

@@ -1,33 +1,38 @@
 """The STOP file: while it is there, whoever made it, this host is halted. The latch that needs no program of ours.
 
-touch /etc/brownout/STOP        halts the host; what stands in the file is told as the reason
-rm /etc/brownout/STOP           releases it
+`touch /etc/brownout/STOP` halts the host, and what stands in the file is told as the reason; `rm` releases it. A policy
+may name another path, which then halts as well: the well-known one works also where the policy cannot be read.
 """
 
 import os
 from contextlib import suppress
 from pathlib import Path
 
+WELL_KNOWN = Path("/etc/brownout/STOP")
 RELEASE = "on the host: brownout-injector resume"
 _REASON_BYTES_MAX = 500
 
 
 class StopFile:
-    """The latch at one path. Any kind of file counts, and so does one that cannot be looked at."""
+    """The latch. Any kind of file counts, and so does one that cannot be looked at."""
 
     def __init__(self, path: Path) -> None:
+        """Take the path that the policy names."""
         self.path = path
+        self.paths = tuple(dict.fromkeys((path, WELL_KNOWN)))
 
     def reason(self) -> str | None:
         """Why the host is halted, in one line that names the file; None when it is not."""
-        try:
-            self.path.lstat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            return f"{self.path} cannot be looked at: {error.strerror}"
-        words = self._words()
-        return f"{self.path}: {words}" if words else f"{self.path} is there"
+        for path in self.paths:
+            try:
+                path.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                return f"{path}, which cannot be looked at: {error.strerror}"
+            words = _words(path)
+            return f"{path}: {words}" if words else str(path)
+        return None
 
     def pull(self, reason: str) -> None:
         """Make the file, durably. One that is there keeps its words.
@@ -54,24 +59,24 @@ class StopFile:
         Raises:
             OSError: it is still there.
         """
-        try:
-            self.path.unlink()
-        except FileNotFoundError:
-            return False
-        _sync_folder(self.path.parent)
-        return True
+        there = [path for path in self.paths if os.path.lexists(path)]
+        for path in there:
+            path.unlink()
+            _sync_folder(path.parent)
+        return bool(there)
 
-    def _words(self) -> str:
-        try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            return ""
-        try:
-            return " ".join(os.read(descriptor, _REASON_BYTES_MAX).decode(errors="replace").split())
-        except OSError:  # a folder, or a FIFO that somebody writes to later
-            return ""
-        finally:
-            os.close(descriptor)
+
+def _words(path: Path) -> str:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return " ".join(os.read(descriptor, _REASON_BYTES_MAX).decode(errors="replace").split())
+    except OSError:  # a folder, or a FIFO that somebody writes to later
+        return ""
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:

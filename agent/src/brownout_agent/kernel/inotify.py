@@ -1,8 +1,9 @@
-"""Be told when a folder's entries change: inotify(7), without a library."""
+"""Be told when the entries of folders change: inotify(7), without a library."""
 
 import asyncio
 import ctypes
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -13,13 +14,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class FolderWatch:
-    """Wakes whoever waits when something in a folder changes, or after a time: a folder may be gone or come later.
+    """Wakes whoever waits when something in one of the folders changes, or after a time: one may be made later.
 
     Where the kernel gives no watch (its limits are per user) the time alone wakes.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self._folders = tuple(folders)
         self._descriptor = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         self._changed = asyncio.Event()
 
@@ -42,13 +43,15 @@ class FolderWatch:
             async with asyncio.timeout(at_most_s):
                 await self._changed.wait()
         except TimeoutError:
-            self._add()  # the folder may have been made, or another one put in its place
+            self._add()  # a folder may have been made, or another one put in its place
         self._changed.clear()
 
     def _add(self) -> None:
-        if self._descriptor >= 0:
+        if self._descriptor < 0:
+            return
+        for folder in self._folders:
             # Watching the same folder once more changes nothing; one that is not there is tried again.
-            _libc.inotify_add_watch(self._descriptor, os.fsencode(self._folder), _CHANGES)
+            _libc.inotify_add_watch(self._descriptor, os.fsencode(folder), _CHANGES)
 
     def _drain(self) -> None:
         os.read(self._descriptor, _BUFFER_BYTES)
