@@ -1,5 +1,6 @@
 """Processes by pid *and* start time, since the kernel gives a pid to somebody else as soon as it is free."""
 
+import errno
 import os
 import select
 import signal
@@ -72,9 +73,8 @@ def send_signal(key: ProcessKey, number: signal.Signals) -> bool:
 
     The pidfd is opened first and the start time read after it: from then on the pid cannot change hands unseen.
     """
-    try:
-        descriptor = os.pidfd_open(key.pid)
-    except ProcessLookupError:
+    descriptor = _open(key.pid)
+    if descriptor is None:
         return False
     try:
         if key_of(key.pid) != key:
@@ -92,9 +92,8 @@ def wait_dead(keys: Iterable[ProcessKey], timeout_s: float) -> list[ProcessKey]:
     deadline = time.monotonic() + timeout_s
     left = []
     for key in keys:
-        try:
-            descriptor = os.pidfd_open(key.pid)
-        except ProcessLookupError:
+        descriptor = _open(key.pid)
+        if descriptor is None:
             continue
         try:
             poller = select.poll()
@@ -106,6 +105,18 @@ def wait_dead(keys: Iterable[ProcessKey], timeout_s: float) -> list[ProcessKey]:
         if is_alive(key):
             left.append(key)
     return left
+
+
+def _open(pid: int) -> int | None:
+    """A descriptor of the process that has this pid now, or None when there is none."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return None  # what older kernels (6.1 for one) say of a process that is just being reaped
 
 
 def all_pids() -> list[int]:
