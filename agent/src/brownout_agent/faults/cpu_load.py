@@ -14,7 +14,7 @@ since /proc/stat is sampled at the tick and right only on average.
 import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal, NoReturn
 
@@ -25,7 +25,6 @@ from brownout_agent.faults.contract import (
     Capability,
     Effect,
     Facts,
-    Fault,
     FaultParameters,
     Hold,
     Host,
@@ -34,6 +33,7 @@ from brownout_agent.faults.contract import (
     Record,
     Refusal,
 )
+from brownout_agent.faults.stressor import Stressor, as_stressor, confine, place
 from brownout_agent.kernel.cgroups import CpuQuota, cpu_quota
 from brownout_agent.kernel.clock import boottime_ns
 from brownout_agent.kernel.cpu import (
@@ -45,6 +45,7 @@ from brownout_agent.kernel.cpu import (
     set_nice,
     together,
 )
+from brownout_agent.kernel.credentials import give_up_root
 from brownout_agent.kernel.duty import SharedLevels, burn
 from brownout_agent.kernel.processes import ProcessKey, read_stat
 
@@ -100,7 +101,7 @@ class CpuLoadParameters(FaultParameters):
     )
 
 
-class CpuLoad(Fault[CpuLoadParameters]):
+class CpuLoad(Stressor[CpuLoadParameters]):
     kind: ClassVar[str] = "cpu.load"
     summary: ClassVar[str] = "Keep the host, or chosen cores, at a percentage of CPU"
     reverts: ClassVar[str] = "The kernel: workers are killed with the injector and by their own timers."
@@ -121,26 +122,37 @@ class CpuLoad(Fault[CpuLoadParameters]):
                 f"core {format_core_list(missing)} is not available; this host has {format_core_list(allowed)}",
                 f"write `cores: {format_core_list(asked & allowed or allowed)}`, or leave `cores` out for all",
             )
-        return {"cores": sorted(asked)}
+        return {"cores": sorted(asked), **place()}
 
     def apply(self, parameters: CpuLoadParameters, facts: Facts, hold: Hold) -> None:
         cores: list[int] = facts["cores"]
+        confine(facts, hold, forks=len(cores) + 1)
         if parameters.nice != 0:
             _set_nice(parameters.nice)
         levels = SharedLevels([parameters.percent / 100] * len(cores))
         workers = [
-            hold.fork(functools.partial(burn, functools.partial(levels.get, index))) for index in range(len(cores))
+            _fork_on(core, hold, functools.partial(burn, functools.partial(levels.get, index)))
+            for index, core in enumerate(cores)
         ]
-        for worker, core in zip(workers, cores, strict=True):
-            os.sched_setaffinity(worker.pid, {core})
         if parameters.of == "total":
-            hold.fork(functools.partial(_regulate, parameters.percent / 100, cores, workers, levels))
+            hold.fork(as_stressor(functools.partial(_regulate, parameters.percent / 100, cores, workers, levels)))
+        give_up_root()
         hold.ready(workers=[[worker.pid, worker.start_ticks] for worker in workers])
         hold.wait()
 
     def measure(self, record: Record[CpuLoadParameters], host: Host) -> Meter:
         workers = [ProcessKey.from_json(pair) for pair in record.facts["workers"]]
         return CpuMeter(record.parameters, record.facts["cores"], workers)
+
+
+def _fork_on(core: int, hold: Hold, work: Callable[[], None]) -> ProcessKey:
+    """Fork a stressor that is pinned from its first instruction on: nobody else may pin it later."""
+    everywhere = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        return hold.fork(as_stressor(work))
+    finally:
+        os.sched_setaffinity(0, everywhere)
 
 
 def _set_nice(nice: int) -> None:

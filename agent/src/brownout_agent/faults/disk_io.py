@@ -23,7 +23,6 @@ from brownout_agent.faults.contract import (
     Capability,
     Effect,
     Facts,
-    Fault,
     FaultParameters,
     Hold,
     Host,
@@ -32,7 +31,9 @@ from brownout_agent.faults.contract import (
     Refusal,
     SizeBytes,
 )
+from brownout_agent.faults.stressor import Stressor, as_stressor, confine, place
 from brownout_agent.kernel.clock import boottime_ns
+from brownout_agent.kernel.credentials import give_up_root
 from brownout_agent.kernel.disks import (
     ALIGNMENT_BYTES,
     IN_MEMORY,
@@ -98,7 +99,7 @@ class DiskIoParameters(FaultParameters):
         return rates
 
 
-class DiskIo(Fault[DiskIoParameters]):
+class DiskIo(Stressor[DiskIoParameters]):
     kind: ClassVar[str] = "disk.io"
     summary: ClassVar[str] = "Read from or write to a disk at a steady rate"
     reverts: ClassVar[str] = "The kernel: its workers die with the injector or by their timers, and the file with them."
@@ -130,18 +131,21 @@ class DiskIo(Fault[DiskIoParameters]):
                 f"{format_size(_FREE_SPACE_KEPT_BYTES)} more than itself",
                 "make `file_size` smaller, or name another folder by `path`",
             )
-        return {"folder": folder, "is_direct": scratch.is_direct}
+        return {"folder": folder, "is_direct": scratch.is_direct, **place()}
 
     def apply(self, parameters: DiskIoParameters, facts: Facts, hold: Hold) -> None:
+        rates = parameters.rates()
+        confine(facts, hold, forks=len(rates))
         try:
-            file = open_scratch(facts["folder"])
+            file = open_scratch(facts["folder"])  # as root: what it may open later is nothing
             _fill(file, parameters.file_size)
         except OSError as error:
             raise Refusal(f"cannot fill a working set in {facts['folder']}: {error.strerror}") from error
         workers = {
-            direction: hold.fork(functools.partial(_work, file, direction, rate_bps, parameters))
-            for direction, rate_bps in parameters.rates().items()
+            direction: hold.fork(as_stressor(functools.partial(_work, file, direction, rate_bps, parameters)))
+            for direction, rate_bps in rates.items()
         }
+        give_up_root()
         hold.ready(workers={direction: [key.pid, key.start_ticks] for direction, key in workers.items()})
         hold.wait()
 

@@ -21,7 +21,6 @@ from brownout_agent.faults.contract import (
     Capability,
     Effect,
     Facts,
-    Fault,
     FaultParameters,
     Hold,
     Host,
@@ -31,7 +30,9 @@ from brownout_agent.faults.contract import (
     Refusal,
     SizeBytes,
 )
+from brownout_agent.faults.stressor import Stressor, confine, place
 from brownout_agent.kernel.cgroups import memory_limit
+from brownout_agent.kernel.credentials import give_up_root
 from brownout_agent.kernel.memory import PAGE_BYTES, ResidentMemory, oom_kills, read_meminfo, resident_bytes
 from brownout_agent.kernel.processes import ProcessKey
 from brownout_agent.quantities import format_size
@@ -66,7 +67,7 @@ class MemoryLoadParameters(FaultParameters):
         return self
 
 
-class MemoryLoad(Fault[MemoryLoadParameters]):
+class MemoryLoad(Stressor[MemoryLoadParameters]):
     kind: ClassVar[str] = "memory.load"
     summary: ClassVar[str] = "Take memory and keep it in RAM, down to a reserve"
     reverts: ClassVar[str] = "The kernel: the memory is freed when the holder dies, with the injector or by its timer."
@@ -90,11 +91,14 @@ class MemoryLoad(Fault[MemoryLoadParameters]):
                 f"({room.limited_by}), {format_size(reserve)} of them stay in reserve",
                 f"ask for at most {fits}",
             )
-        return {"asked_bytes": asked, "reserve_bytes": reserve}
+        return {"asked_bytes": asked, "reserve_bytes": reserve, **place()}
 
     def apply(self, parameters: MemoryLoadParameters, facts: Facts, hold: Hold) -> None:
+        confine(facts, hold, memory_bytes=facts["asked_bytes"])
         try:
-            _take_and_keep(facts["asked_bytes"], facts["reserve_bytes"], hold)
+            memory = ResidentMemory(facts["asked_bytes"])
+            give_up_root()
+            _take_and_keep(memory, facts["asked_bytes"], facts["reserve_bytes"], hold)
         except OSError as error:
             asked = format_size(facts["asked_bytes"])
             raise Refusal(f"the kernel does not hand out {asked}: {error.strerror}") from error
@@ -103,8 +107,7 @@ class MemoryLoad(Fault[MemoryLoadParameters]):
         return MemoryMeter(record.facts, record.holders[0])
 
 
-def _take_and_keep(asked: int, reserve: int, hold: Hold) -> NoReturn:
-    memory = ResidentMemory(asked)
+def _take_and_keep(memory: ResidentMemory, asked: int, reserve: int, hold: Hold) -> NoReturn:
     ready_by_s = time.monotonic() + _GROW_UNTIL_READY_S
     while memory.held_bytes < asked and time.monotonic() < ready_by_s:
         before = memory.held_bytes

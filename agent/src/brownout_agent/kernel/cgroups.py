@@ -9,6 +9,9 @@ from pathlib import Path
 
 from brownout_agent.kernel.processes import PROC
 
+PREFIX = "brownout-fault-"
+"""How the names of our own groups begin (`own_groups.py`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class CpuQuota:
@@ -47,12 +50,13 @@ def cpu_quota(pid: int) -> CpuQuota | None:
 
 
 def memory_limit(pid: int) -> MemoryLimit | None:
-    """The memory limit with the least room left over this process, or None.
+    """The memory limit with the least room left over this process, or None. Those that we set ourselves do not count.
 
     Raises:
         OSError: there is no such process.
     """
-    limits = [limit for group in _groups(pid, "memory") if (limit := _limit_of(group))]
+    groups = (group for group in _groups(pid, "memory") if not group.name.startswith(PREFIX))
+    limits = [limit for group in groups if (limit := _limit_of(group))]
     return min(limits, key=lambda limit: limit.room_bytes, default=None)
 
 
@@ -91,7 +95,7 @@ def group_folders(mountinfo: str, memberships: str, controller: str) -> Iterator
     Args:
         mountinfo: the text of /proc/self/mountinfo.
         memberships: the text of the process's /proc/PID/cgroup.
-        controller: `cpu`, `memory`; on version 2 every controller has the same folders.
+        controller: `cpu`, `memory`; on version 2 every controller has the same folders. "" is version 2 alone.
     """
     mounts = _mounts(mountinfo)
     for line in memberships.splitlines():

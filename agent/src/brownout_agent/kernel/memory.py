@@ -10,6 +10,8 @@ from brownout_agent.kernel.processes import PROC, ProcessKey, is_alive
 
 PAGE_BYTES = mmap.PAGESIZE
 _MADV_POPULATE_WRITE = 23  # Linux 5.14, madvise(2); not among Python's constants
+_MADV_DONTNEED_LOCKED = 24  # Linux 5.18
+_MLOCK_ONFAULT = 1
 _MAP_NORESERVE = 0x4000
 _libc = ctypes.CDLL(None, use_errno=True)
 _MEMINFO = Path("/proc/meminfo")
@@ -56,7 +58,8 @@ def parse_smaps(text: str) -> Iterator[tuple[int, int, int]]:
 class ResidentMemory:
     """A private anonymous mapping of which the first `held_bytes` are in RAM and stay there.
 
-    `is_locked` says how: by mlock(2), or, where that is not allowed, by touching it again (`keep_resident`).
+    `is_locked` says how: by mlock2(2), which is asked once and for all, so that a process may give up the right to it;
+    or, where that is not allowed, by touching it again (`keep_resident`).
 
     Raises:
         OSError: the kernel does not promise that much address space (strict overcommit).
@@ -68,7 +71,7 @@ class ResidentMemory:
         self.start = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
         self.end = self.start + -(-most_bytes // PAGE_BYTES) * PAGE_BYTES
         self.held_bytes = 0
-        self.is_locked = True
+        self.is_locked = self._call("mlock2", 0, most_bytes, ctypes.c_uint(_MLOCK_ONFAULT))
 
     def resize(self, to_bytes: int) -> None:
         """Hold `to_bytes`, a multiple of the page size.
@@ -77,7 +80,7 @@ class ResidentMemory:
             OSError: the kernel has no memory to give.
         """
         if to_bytes > self.held_bytes:
-            self._bring_in(self.held_bytes, to_bytes - self.held_bytes)
+            self._populate(self.held_bytes, to_bytes - self.held_bytes)
         elif to_bytes < self.held_bytes:
             self._give_back(to_bytes, self.held_bytes - to_bytes)
         self.held_bytes = to_bytes
@@ -87,13 +90,16 @@ class ResidentMemory:
         if not self.is_locked and self.held_bytes:
             self._populate(0, self.held_bytes)
 
-    def _bring_in(self, offset: int, length: int) -> None:
-        self._populate(offset, length)
-        self.is_locked = self.is_locked and self._call("mlock", offset, length)
-
     def _give_back(self, offset: int, length: int) -> None:
-        self._call("munlock", offset, length)  # locked pages cannot be given back
-        self._mapping.madvise(mmap.MADV_DONTNEED, offset, length)
+        if self.is_locked:
+            try:
+                self._mapping.madvise(_MADV_DONTNEED_LOCKED, offset, length)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self.is_locked = not self._call("munlock", 0, self.end - self.start)
+        if not self.is_locked:
+            self._mapping.madvise(mmap.MADV_DONTNEED, offset, length)
 
     def _populate(self, offset: int, length: int) -> None:
         try:
@@ -104,6 +110,6 @@ class ResidentMemory:
             for position in range(offset, offset + length, PAGE_BYTES):
                 self._mapping[position] = 1
 
-    def _call(self, name: str, offset: int, length: int) -> bool:
+    def _call(self, name: str, offset: int, length: int, *more: ctypes.c_uint) -> bool:
         function = getattr(_libc, name)
-        return int(function(ctypes.c_void_p(self.start + offset), ctypes.c_size_t(length))) == 0
+        return int(function(ctypes.c_void_p(self.start + offset), ctypes.c_size_t(length), *more)) == 0
