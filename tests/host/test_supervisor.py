@@ -19,11 +19,14 @@ from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Effect, Facts, Fault, Host, Meter, Record, Refusal
 from brownout_agent.faults.cpu_load import CpuLoad
 from brownout_agent.injector import admission, measuring, supervisor
-from brownout_agent.injector.admission import Order
+from brownout_agent.injector.admission import Admission
 from brownout_agent.injector.holder import Holder, HolderFailed
 from brownout_agent.injector.journal import Journal, Mark
+from brownout_agent.injector.ledger import Ledger
+from brownout_agent.injector.order import Order
 from brownout_agent.injector.policy import EMBEDDED
 from brownout_agent.injector.supervisor import FaultStatus, Supervisor
+from brownout_agent.kernel.clock import boottime_ns
 from brownout_agent.kernel.processes import all_pids, is_alive, key_of, read_stat
 
 WITHIN_S = 20.0
@@ -98,7 +101,7 @@ async def until(condition: Callable[[], bool], within_s: float = WITHIN_S) -> No
 async def house(folder: Path) -> AsyncIterator[House]:
     journal = Journal(folder)
     told: list[FaultStatus] = []
-    it = House(Supervisor(journal, EMBEDDED, told.append), journal, told)
+    it = House(Supervisor(journal, Admission(EMBEDDED, Ledger(folder)), told.append), journal, told)
     it.tasks += [asyncio.create_task(it.supervisor.run()), asyncio.create_task(it.supervisor.retry_leftovers())]
     try:
         yield it
@@ -423,9 +426,9 @@ def test_a_mark_that_the_disk_refuses_never_keeps_a_fault_nor_says_more_than_is_
     applied: list[str] = []
     really_go = Holder.go
 
-    async def go(self: Holder, *args: Any) -> Any:
+    async def go(self: Holder, *args: Any, **named: Any) -> Any:
         applied.append("go")
-        return await really_go(self, *args)
+        return await really_go(self, *args, **named)
 
     monkeypatch.setattr(Holder, "go", go)
 
@@ -494,12 +497,14 @@ def holder_of(code: str) -> Holder:
     return Holder(process, key)
 
 
-@pytest.mark.parametrize("said", ["a library's banner", "{}", "[1]", '{"facts": 1, "children": []}', "x" * 100_000])
+@pytest.mark.parametrize(
+    "said", ["a library's banner", "{}", "[1]", '{"since_ns": 1, "facts": 1, "children": []}', "x" * 100_000]
+)
 def test_a_holder_that_says_something_else_than_ready_has_failed_and_is_dead(said: str) -> None:
     async def told() -> None:
         one = holder_of(f"import time; print({said!r}, flush=True); time.sleep(60)")
         with pytest.raises(HolderFailed, match="instead of being ready"):
-            await one.go({}, {}, 1.0)
+            await one.go({}, {}, 1.0, lease_ends_ns=boottime_ns(), on_trial=False)
         assert not is_alive(one.key)
 
     asyncio.run(told())
@@ -507,10 +512,10 @@ def test_a_holder_that_says_something_else_than_ready_has_failed_and_is_dead(sai
 
 def test_a_holder_that_talks_and_talks_can_still_be_ended() -> None:
     async def told() -> None:
-        ready = json.dumps({"facts": {}, "children": []})
+        ready = json.dumps({"since_ns": 1, "facts": {}, "children": []})
         one = holder_of(f"import sys\nprint({ready!r}, flush=True)\nwhile True: print('x' * 9999, file=sys.stderr)")
         async with asyncio.timeout(10):
-            await one.go({}, {}, 1.0)
+            await one.go({}, {}, 1.0, lease_ends_ns=boottime_ns(), on_trial=False)
             await until(lambda: (stat := read_stat(one.key.pid)) is not None and stat.state == "S")  # its pipe is full
             assert await one.end() == []
             assert (await one.died()).startswith("xxx")
@@ -524,23 +529,10 @@ def test_what_a_holder_started_cannot_hide_its_death_by_keeping_its_pipes() -> N
         try:
             async with asyncio.timeout(10):
                 assert await one.died() == "it broke (exit code 1)"
-                assert not one.ended_by_timer
+                assert one.killed_ns is None
                 with pytest.raises(HolderFailed, match="it broke"):
-                    await one.go({}, {}, 1.0)
+                    await one.go({}, {}, 1.0, lease_ends_ns=boottime_ns(), on_trial=False)
         finally:
             os.killpg(one.key.pid, signal.SIGKILL)
-
-    asyncio.run(told())
-
-
-def test_a_holders_timer_ends_it_though_whoever_started_us_had_blocked_the_signal() -> None:
-    async def told() -> None:
-        one = holder_of(
-            "import signal, time; from brownout_agent.kernel import limits\n"
-            "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM}); limits.die_after(0.1); time.sleep(60)"
-        )
-        async with asyncio.timeout(10):
-            await one.died()
-        assert one.ended_by_timer
 
     asyncio.run(told())
