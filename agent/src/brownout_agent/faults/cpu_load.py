@@ -33,7 +33,7 @@ from brownout_agent.faults.contract import (
     Record,
     Refusal,
 )
-from brownout_agent.faults.stressor import Stressor, as_stressor, confine, place
+from brownout_agent.faults.stressor import Stressor, as_stressor, become_stressor, confine, place
 from brownout_agent.kernel.cgroups import CpuQuota, cpu_quota
 from brownout_agent.kernel.clock import boottime_ns
 from brownout_agent.kernel.cpu import (
@@ -45,7 +45,6 @@ from brownout_agent.kernel.cpu import (
     set_nice,
     together,
 )
-from brownout_agent.kernel.credentials import give_up_root
 from brownout_agent.kernel.duty import SharedLevels, burn
 from brownout_agent.kernel.processes import ProcessKey, read_stat
 
@@ -136,7 +135,7 @@ class CpuLoad(Stressor[CpuLoadParameters]):
         ]
         if parameters.of == "total":
             hold.fork(as_stressor(functools.partial(_regulate, parameters.percent / 100, cores, workers, levels)))
-        give_up_root()
+        become_stressor()
         hold.ready(workers=[[worker.pid, worker.start_ticks] for worker in workers])
         hold.wait()
 

@@ -31,9 +31,8 @@ from brownout_agent.faults.contract import (
     Refusal,
     SizeBytes,
 )
-from brownout_agent.faults.stressor import Stressor, as_stressor, confine, place
+from brownout_agent.faults.stressor import Stressor, as_stressor, become_stressor, confine, place
 from brownout_agent.kernel.clock import boottime_ns
-from brownout_agent.kernel.credentials import give_up_root
 from brownout_agent.kernel.disks import (
     ALIGNMENT_BYTES,
     IN_MEMORY,
@@ -145,7 +144,7 @@ class DiskIo(Stressor[DiskIoParameters]):
             direction: hold.fork(as_stressor(functools.partial(_work, file, direction, rate_bps, parameters)))
             for direction, rate_bps in rates.items()
         }
-        give_up_root()
+        become_stressor()
         hold.ready(workers={direction: [key.pid, key.start_ticks] for direction, key in workers.items()})
         hold.wait()
 

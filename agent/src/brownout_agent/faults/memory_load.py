@@ -30,9 +30,8 @@ from brownout_agent.faults.contract import (
     Refusal,
     SizeBytes,
 )
-from brownout_agent.faults.stressor import Stressor, confine, place
+from brownout_agent.faults.stressor import Stressor, become_stressor, confine, place
 from brownout_agent.kernel.cgroups import memory_limit
-from brownout_agent.kernel.credentials import give_up_root
 from brownout_agent.kernel.memory import PAGE_BYTES, ResidentMemory, oom_kills, read_meminfo, resident_bytes
 from brownout_agent.kernel.processes import ProcessKey
 from brownout_agent.quantities import format_size
@@ -97,7 +96,7 @@ class MemoryLoad(Stressor[MemoryLoadParameters]):
         confine(facts, hold, memory_bytes=facts["asked_bytes"])
         try:
             memory = ResidentMemory(facts["asked_bytes"])
-            give_up_root()
+            become_stressor()
             _take_and_keep(memory, facts["asked_bytes"], facts["reserve_bytes"], hold)
         except OSError as error:
             asked = format_size(facts["asked_bytes"])

@@ -5,6 +5,7 @@ own (`kernel/own_groups.py`) that is limited in memory and in processes. An inje
 then its stressors run as it does.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -23,7 +24,7 @@ P = TypeVar("P", bound=FaultParameters)
 
 class Stressor(Fault[P], Generic[P]):
     """Base of these faults. `prepare` adds `place()` to its facts; `apply` calls `confine` first, and forks before it
-    calls `give_up_root`, each fork through `as_stressor`."""
+    calls `become_stressor`, each fork through `as_stressor`."""
 
     def undo(self, record: Record[P]) -> None:
         own_groups.remove(_groups(record.facts, record.fault_id))
@@ -52,11 +53,17 @@ def confine(facts: Facts, hold: Hold, *, forks: int = 0, memory_bytes: int = 0) 
         raise Refusal(f"no control group for this stressor: {error}") from error
 
 
+def become_stressor() -> None:
+    """Have the holder itself give up root."""
+    give_up_root(os.getppid())  # the injector: root, so that its death has been ours until now
+
+
 def as_stressor(work: Callable[[], None]) -> Callable[[], None]:
-    """`work`, done by a process that has given up root before."""
+    """`work`, done by a fork of this holder that has given up root before."""
+    holder_pid = os.getpid()
 
     def run() -> None:
-        give_up_root()
+        give_up_root(holder_pid)
         work()
 
     return run

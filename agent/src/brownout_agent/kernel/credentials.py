@@ -49,20 +49,21 @@ def _is_mapped(uid: int, uid_map: str) -> bool:
     return any(first <= uid < first + length for first, length in ranges)
 
 
-def give_up_root() -> None:
+def give_up_root(parent_pid: int) -> None:
     """Become the stress user, without groups and capabilities, and for good: no set-user-id program helps either.
 
     Where there is none to become, nothing happens. The kernel forgets PR_SET_PDEATHSIG over a change of user
-    (prctl(2)), so it is asked once more; ITIMER_REAL stays.
+    (prctl(2)), so it is asked once more; timers stay. `parent_pid` is whose death is to be this process's own. Nobody
+    else can say it: a parent that has given up root already may not signal us while we have not, so that its death
+    would go unnoticed until now.
 
     Raises:
         OSError: the kernel refused.
-        SystemExit: the parent died meanwhile.
+        SystemExit: the parent is dead.
     """
     user = stress_user()
     if user is None:
         return
-    parent_pid = os.getppid()  # the true one: until here its death would have been ours
     os.setgroups([])
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
