@@ -10,6 +10,7 @@ from brownout_controller.analysis.wording import counted
 from brownout_controller.cli.output import fail, progress
 from brownout_controller.embedded import EmbeddedFailed, serve_one_machine
 from brownout_controller.exit_codes import ExitCode
+from brownout_controller.fleet.authority import Authority, AuthorityError
 from brownout_controller.fleet.sessions import Fleet
 from brownout_controller.serving import Controller, open_authority, serve_fleet
 from brownout_controller.store.database import StoreError
@@ -43,6 +44,14 @@ def open_store(data_dir: Path) -> Iterator[Store]:
         fail(ExitCode.REFUSED, "store", str(error), "make room, or choose another --data-dir")
 
 
+def read_authority(data_dir: Path) -> Authority:
+    """The authority of a data directory; ends the command with 4 when it cannot be trusted with keys."""
+    try:
+        return open_authority(data_dir)
+    except AuthorityError as error:
+        fail(ExitCode.REFUSED, "authority", str(error))
+
+
 @asynccontextmanager
 async def reach(access: Access, store: Store) -> AsyncIterator[Controller]:
     """A controller with its hosts connected; ends the command with 5 when they are not."""
@@ -67,7 +76,7 @@ async def _listen(access: Access, store: Store, stack: AsyncExitStack) -> Contro
     if not host or not port.isdecimal() or not int(port) < _PORTS:
         fail(ExitCode.USAGE, "usage", f"--listen {access.listen}: not HOST:PORT with a port below {_PORTS}")
     try:
-        authority = open_authority(access.data_dir)
+        authority = read_authority(access.data_dir)
         return await stack.enter_async_context(serve_fleet(store, authority, host, int(port)))
     except OSError as error:
         fail(ExitCode.UNREACHABLE, "cannot-listen", str(error), "choose another --listen")

@@ -1,6 +1,8 @@
-"""hosts list, doctor: who is there and what each can do."""
+"""hosts list, agents, revoke, and doctor: who is there, who may come, and what each can do."""
 
 import asyncio
+import time
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +22,7 @@ from brownout_controller.cli.settings import (
 from brownout_controller.exit_codes import ExitCode
 from brownout_controller.fleet.sessions import HostState
 from brownout_controller.running.hosts import view_of
+from brownout_controller.store.identities import AgentLine, Identities
 
 app = typer.Typer(help="The hosts of the fleet.", no_args_is_help=True)
 
@@ -37,6 +40,48 @@ def list_hosts(
     access = Access(data_dir, listen, wait_hosts, wait_timeout, pairs(label, "a label"))
     rows = asyncio.run(_ask(access, _describe))
     show(rows, ("name", "labels", "version", "environment", "clock_error_ms", "policy"), output, "name")
+
+
+@app.command("agents")
+def list_agents(data_dir: DataDir = default_data_dir(), output: Output = Format.TABLE) -> None:
+    """Every agent that ever joined: when it was here last, how long its certificate is good, and who was turned out."""
+    with open_store(data_dir) as store:
+        rows = [_line(one) for one in Identities(store.database).agents()]
+    show(rows, ("host", "agent_id", "seen", "expires", "standing", "reason"), output, "agent_id")
+
+
+@app.command()
+def revoke(
+    host: Annotated[str, typer.Argument(help="a host's name, or one agent's id")],
+    data_dir: DataDir = default_data_dir(),
+    reason: Annotated[str, typer.Option("--reason", help="is kept, and told to the agent")] = "turned out by hand",
+) -> None:
+    """Turn a host's agent out: its stream is cut within 2 s, its faults end with their lease, it cannot come back."""
+    with open_store(data_dir) as store:
+        identities = Identities(store.database)
+        revoked = identities.revoke(host, reason)
+        known = sorted({one.host for one in identities.agents() if one.host and one.withdrawn_as != "revoked"})
+    if not revoked:
+        fail(ExitCode.REFUSED, "no-agent", f"no agent of `{host}` can be revoked; hosts: {', '.join(known) or 'none'}",
+             "brownout hosts agents")  # fmt: skip
+    for agent_id in revoked:
+        print(agent_id)
+
+
+def _line(one: AgentLine) -> dict[str, Any]:
+    gone = one.expires_ns is None or one.expires_ns < time.time_ns()
+    return {
+        "host": one.host or "(never seen)",
+        "agent_id": one.agent_id,
+        "seen": _when(one.seen_ns),
+        "expires": _when(one.expires_ns),
+        "standing": one.withdrawn_as or ("expired" if gone else "good"),
+        "reason": one.withdrawn_reason or "",
+    }
+
+
+def _when(at_ns: int | None) -> str | None:
+    return None if at_ns is None else datetime.fromtimestamp(at_ns / 1e9, UTC).isoformat(timespec="seconds")
 
 
 def doctor(

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from brownout_controller import __version__
-from brownout_controller.cli import catalogue, experiments, hosts, runs, tokens
+from brownout_controller.cli import authority, catalogue, experiments, halting, hosts, runs, tokens
 from brownout_controller.demo.main import run_demo
 
 app = typer.Typer(
@@ -26,6 +26,8 @@ app = typer.Typer(
 app.command()(experiments.validate)
 app.command()(experiments.plan)
 app.command()(experiments.run)
+app.command()(halting.halt)
+app.command()(halting.resume)
 app.command()(runs.report)
 app.command()(hosts.doctor)
 app.command()(catalogue.explain)
@@ -34,6 +36,7 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(hosts.app, name="hosts")
 app.add_typer(catalogue.app, name="faults")
 app.add_typer(tokens.app, name="token")
+app.add_typer(authority.app, name="ca")
 
 
 @app.command()

@@ -5,10 +5,9 @@ from typing import Annotated
 
 import typer
 
-from brownout_controller.cli.fleet_access import open_store
+from brownout_controller.cli.fleet_access import open_store, read_authority
 from brownout_controller.cli.output import Format
 from brownout_controller.cli.settings import DataDir, Output, default_data_dir
-from brownout_controller.serving import open_authority
 from brownout_controller.store.identities import Identities
 
 app = typer.Typer(help="One-time tokens by which hosts join.", no_args_is_help=True)
@@ -23,7 +22,7 @@ def create(
     """A token that is good once, and the line to type on the host."""
     with open_store(data_dir) as store:
         token = Identities(store.database).create_token(ttl)
-    pin = open_authority(data_dir).pin
+    pin = read_authority(data_dir).pin
     join = f"brownout-agent join --controller HOST:PORT --token {token} --ca-pin {pin}"
     if output is Format.TABLE:
         print(join)
