@@ -19,7 +19,7 @@ SEARCH = ":".join(
     [os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]
 )
 DEMO = {"ip": "iproute2", "nsenter": "util-linux", "nft": "nftables", "haproxy": "haproxy", "nginx": "nginx"}
-TEST = {**DEMO, "chromium": "chromium", "curl": "curl", "initdb": "postgresql"}
+TEST = {**DEMO, "iptables-legacy": "iptables", "chromium": "chromium", "curl": "curl", "initdb": "postgresql"}
 BENCH = {**TEST, "stress-ng": "stress-ng", "fio": "fio"}
 PROGRAMS = {"setup": {}, "demo": DEMO, "test": TEST, "bench": BENCH}
 """Program -> package that brings it, by make target."""

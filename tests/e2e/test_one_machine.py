@@ -13,6 +13,7 @@ import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,8 +51,8 @@ class Sandbox:
         assert "Traceback" not in err, err
         return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
-    def record(self, number: int = 1) -> dict[str, object]:
-        document: dict[str, object] = json.loads(self.run("runs", "show", number, "-o", "json").stdout)
+    def record(self, number: int = 1) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(self.run("runs", "show", number, "-o", "json").stdout)
         return document
 
 
@@ -110,6 +111,9 @@ def test_a_run_that_held_exits_0_and_leaves_a_report_and_a_record(sandbox: Sandb
     record = sandbox.record()
     assert record["verdict"] == "held"
     assert {"anatomy", "effects", "residue"} <= record.keys()
+    assert record["residue"]["state"] == "clean", record["residue"]
+    assert [host["unread"] for host in record["residue"]["hosts"]] == [[]] or os.geteuid() != 0
+    assert "residue audit: clean on" in done.stdout
     assert "one-machine" in sandbox.run("runs", "list").stdout
     assert "<svg" in sandbox.run("report", 1, "-o", "html").stdout
 

@@ -2,11 +2,12 @@
 
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from brownout_controller.analysis.verdict import judge
-from brownout_controller.record import RunRecord
+from brownout_controller.record import HostResidue, ResidueState, RunRecord
 from brownout_controller.reporting.console import summary
 from brownout_controller.reporting.document import from_document, to_document, to_json
 from brownout_controller.reporting.facts import limits, timeline_rows
@@ -20,6 +21,11 @@ from rich.console import Console
 from tests.support.records import at, change, fault, lost_primary, record, series
 
 HOSTILE = "\x1b[2J<script>alert(1)</script>\u202etxt.exe|`*[x](http://evil.test)\x00\x9b31m"
+
+
+AUDITED = HostResidue(
+    "app-1", ResidueState.UNKNOWN, (), ("+ mounts: /mnt",), ("nft: Operation not permitted",)
+)  # fmt: skip
 
 
 def hostile() -> RunRecord:
@@ -43,6 +49,7 @@ def hostile() -> RunRecord:
                 undo="residue", residue=(HOSTILE,),
             ),
         ),
+        residue=(HostResidue(HOSTILE, ResidueState.RESIDUE, (HOSTILE,), (HOSTILE,), (HOSTILE,)),),
         events=(change(1.0, "", HOSTILE, HOSTILE), change(21.0, "UP", HOSTILE, HOSTILE)),
     )  # fmt: skip
 
@@ -72,7 +79,7 @@ def test_a_document_has_the_keys_that_others_rely_on() -> None:
 
     assert document["verdict"] == "deviated"
     assert document["exit_code"] == 10
-    assert document["residue"] == []
+    assert document["residue"] == {"state": "not_audited", "hosts": [], "faults": []}
     assert document["effects"][0]["achieved"] == 100.0
     assert document["anatomy"][0]["marks"]["moved"]["at_ns"] == at(22.4)
     assert document["anatomy"][0]["durations_ms"]["time_to_failover"] == {
@@ -96,11 +103,41 @@ def test_a_document_holds_no_nan_and_no_infinity() -> None:
 
 
 def test_a_document_names_what_is_left_behind() -> None:
-    run = record(faults=(fault(undo="residue", residue=("table inet brownout-3f",)),))
+    run = record(faults=(fault(undo="residue", residue=("table inet brownout-3f",)),), residue=(AUDITED,))
 
-    assert to_document(run, judge(run))["residue"] == [
-        {"fault": "lose-app-1", "host": "app-1", "undo": "residue", "left": ["table inet brownout-3f"]}
-    ]
+    assert to_document(run, judge(run))["residue"] == {
+        "state": "residue",
+        "hosts": [
+            {
+                "host": "app-1",
+                "state": "unknown",
+                "left": [],
+                "changed_meanwhile": ["+ mounts: /mnt"],
+                "unread": ["nft: Operation not permitted"],
+            }
+        ],
+        "faults": [{"fault": "lose-app-1", "host": "app-1", "undo": "residue", "left": ["table inet brownout-3f"]}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("state", "code"), [(ResidueState.CLEAN, 0), (ResidueState.UNKNOWN, 13), (ResidueState.RESIDUE, 13)]
+)
+def test_every_report_shows_the_audit_of_each_host(state: ResidueState, code: int) -> None:
+    run = record(residue=(replace(AUDITED, state=state, left=("+ nft: table inet brownout-3f",)),))
+
+    assert judge(run).exit_code == code
+    for page in (to_html(run, judge(run)), to_markdown(run, judge(run)), on_terminal(run, width=200)):
+        assert "nft: table inet brownout-3f" in page
+        assert "Operation not permitted" in page
+        assert "mounts: /mnt" in page or "1 difference that no fault of this run could have made" in page
+
+
+def test_a_record_of_before_there_was_an_audit_still_loads() -> None:
+    document = to_document(record(), judge(record()))
+    del document["record"]["residue"]
+
+    assert from_document(document) == record()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ message, so it is bounded: a section that is too long keeps what bears our names
 there are and their digest. Nothing is left out in silence.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,6 +15,8 @@ from brownout_protos.v1 import fault_pb2
 
 RESERVED = "brownout"
 """What every name of ours begins with: nftables tables, control groups, links."""
+LIVE_HOLDER = re.compile(rf"{RESERVED} holder, process \d+, of (?P<kind>\S+) (?P<fault_id>[0-9A-Za-z-]{{8,64}})")
+"""A line of `holders`: one of the injector that was asked, which looks after it. Others are orphans."""
 SECTION_BYTES_MAX = 10_000
 """17 sections of it, and their reasons, stay well below a frame (256 KiB)."""
 LINE_CHARS_MAX = 300
@@ -29,7 +32,7 @@ class Section(StrEnum):
     NFT = "nft"
     """Which nftables tables there are."""
     NFT_RULES = "nft_rules"
-    """What stands in them: a count of lines and a digest, without counters."""
+    """What stands in those of others: a count of lines and a digest, without counters."""
     IPTABLES = "iptables"
     INTERFACES = "interfaces"
     CGROUPS = "cgroups"

@@ -63,6 +63,7 @@ class EventKind(StrEnum):
     HOST_BACK = "host_back"
     WATCH_CHANGED = "watch_changed"
     WATCH_FAILED = "watch_failed"
+    RESIDUE_AUDITED = "residue_audited"
     RUN_ENDED = "run_ended"
 
 
@@ -114,6 +115,32 @@ class FaultOutcome:
     """When the host began to undo: until then the fault was in effect."""
 
 
+class ResidueState(StrEnum):
+    """What the residue audit of a host came to."""
+
+    CLEAN = "clean"
+    RESIDUE = "residue"
+    UNKNOWN = "unknown"
+    """Something that a fault of the run may have changed could not be looked at, before it or after."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostResidue:
+    """The residue audit of one host: what is there after the last undo against what was there before the first fault.
+
+    Lines of `left` and `changed_meanwhile` begin with `+` (appeared) or `-` (vanished) and name the section.
+    """
+
+    host: str
+    state: ResidueState
+    left: tuple[str, ...] = ()
+    """What a fault of this run could have made, or what bears our names."""
+    changed_meanwhile: tuple[str, ...] = ()
+    """What others have changed."""
+    unread: tuple[str, ...] = ()
+    """What could not be looked at, and why."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunRecord:
     """Everything about one run that will ever be judged, drawn or exported."""
@@ -142,3 +169,5 @@ class RunRecord:
     """"" for a run that went to its end; else `guard`, `person`, `error`."""
     stop_reason: str = ""
     probe_thresholds: dict[str, float] = field(default_factory=dict)
+    residue: tuple[HostResidue, ...] = ()
+    """One for each host that a fault was ordered on and not refused; none in records of before there was an audit."""

@@ -6,11 +6,11 @@ Every section has one reader. What a reader cannot read makes its section unread
 import logging
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from dataclasses import dataclass
 
-from brownout_agent.fingerprint import RESERVED, Fingerprint, Section, cut_section
+from brownout_agent.fingerprint import RESERVED, Fingerprint, Section, cut_section, is_reserved
 from brownout_agent.injector import holder
-from brownout_agent.kernel import cgroup_tree, files, mounts, netfilter, process_states, rtnetlink
+from brownout_agent.kernel import cgroup_tree, cgroups, files, mounts, netfilter, process_states, rtnetlink
 from brownout_agent.kernel.clock import boot_id, boottime_ns, wall_offset_ns
 from brownout_agent.kernel.processes import PROC
 
@@ -56,10 +56,10 @@ def _readers(folders: list[str]) -> dict[Section, Callable[[], list[str]]]:
         Section.QDISCS: rtnetlink.read_qdiscs,
         Section.INTERFACES: rtnetlink.read_interfaces,
         Section.NFT: lambda: [table.text for table in netfilter.read_nft()],
-        Section.NFT_RULES: lambda: [table.digest for table in netfilter.read_nft()],
+        Section.NFT_RULES: lambda: [table.digest for table in netfilter.read_nft() if not is_reserved(table.name)],
         Section.IPTABLES: lambda: [table.digest for table in netfilter.read_iptables()],
-        Section.CGROUPS: lambda: cgroup_tree.read_cgroups(RESERVED),
-        Section.HOLDERS: lambda: [line for _, line in _holders()],
+        Section.CGROUPS: _cgroups,
+        Section.HOLDERS: lambda: [one.text for one in _holders()],
         Section.UNNAMED_FILES: _unnamed_files,
         Section.STOPPED: _stopped,
         Section.MOUNTS: mounts.read_mounts,
@@ -71,35 +71,54 @@ def _readers(folders: list[str]) -> dict[Section, Callable[[], list[str]]]:
     }
 
 
-def _holders() -> list[tuple[int, str]]:
-    """Pid and line of every process that holds a fault of this injector or of one that is dead.
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    pid: int
+    kind: str
+    fault_id: str
+    injector_pid: str
 
-    A holder's forks have its command line. Those of another living injector are that one's to tell of.
-    """
-    found = []
-    for pid, argv in process_states.command_lines(holder.__name__):
-        kind, fault_id, injector_pid = argv[argv.index(holder.__name__) + 1 :][:3]
-        if injector_pid == str(os.getpid()) or not (PROC / injector_pid).exists():
-            found.append((pid, f"{RESERVED} holder, process {pid}, of {kind} {fault_id}"))
-    return found
+    @property
+    def has_another_injector(self) -> bool:
+        """Whether it is another living injector's, and so that one's to tell of."""
+        return self.injector_pid != str(os.getpid()) and (PROC / self.injector_pid).exists()
+
+    @property
+    def text(self) -> str:
+        orphaned = "" if self.injector_pid == str(os.getpid()) else "orphaned "
+        return f"{orphaned}{RESERVED} holder, process {self.pid}, of {self.kind} {self.fault_id}"
+
+
+def _all_holders() -> list[_Holder]:
+    """Every process that holds a fault, whosever. What a holder forks has its command line."""
+    name = holder.__name__
+    found = [(pid, argv[argv.index(name) + 1 :]) for pid, argv in process_states.command_lines(name)]
+    return [_Holder(pid, *arguments[:3]) for pid, arguments in found if len(arguments) >= 3]
+
+
+def _holders() -> list[_Holder]:
+    """Those of this injector, and of dead ones."""
+    return [
+        one for one in _all_holders() if not one.has_another_injector and process_states.shares_our_network(one.pid)
+    ]
+
+
+def _cgroups() -> list[str]:
+    elsewhere = {one.fault_id for one in _all_holders() if one.has_another_injector}
+    groups = cgroup_tree.read_cgroups(cgroups.PREFIX)
+    return [line for line in groups if not any(fault_id in line for fault_id in elsewhere)]
 
 
 def _unnamed_files() -> list[str]:
-    pids = {os.getpid(): f"{RESERVED} injector, process {os.getpid()}", **dict(_holders())}
+    pids = {os.getpid(): f"{RESERVED} injector, process {os.getpid()}"} | {one.pid: one.text for one in _holders()}
     return [f"{who}: {line}" for pid, who in pids.items() for line in process_states.unnamed_files(pid)]
 
 
 def _stopped() -> list[str]:
     lines = []
+    held_by = {one.pid: f" ({one.text})" for one in _all_holders()}
     for one in process_states.halted_processes():
         what = "stopped" if one.is_stopped else "traced"
-        by = f" by process {one.tracer_pid} ({_command(one.tracer_pid)})" if one.tracer_pid else ""
+        by = f" by process {one.tracer_pid}{held_by.get(one.tracer_pid, '')}" if one.tracer_pid else ""
         lines.append(f"{one.comm}, process {one.pid} started at tick {one.start_ticks}, is {what}{by}")
     return lines
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
-    except OSError:
-        return "gone"

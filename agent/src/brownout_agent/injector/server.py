@@ -198,13 +198,13 @@ class Door:
     def _look(self, asked: fault_pb2.TakeFingerprint, caller: _Caller) -> None:
         """Beside the reading, and never many at a time: a file system that hangs keeps its thread for ever."""
         if self._looks < _LOOKS_AT_ONCE:
+            self._looks += 1
             self._start(self._tell_fingerprint(asked, caller))
             return
         fingerprint = nothing_read(f"{_LOOKS_AT_ONCE} looks at this host have not come back yet")
         caller.send(injector_pb2.FromInjector(fingerprint=to_wire(fingerprint, asked.fingerprint_id)))
 
     async def _tell_fingerprint(self, asked: fault_pb2.TakeFingerprint, caller: _Caller) -> None:
-        self._looks += 1
         try:
             fingerprint = await asyncio.wrap_future(in_thread(partial(take_fingerprint, tuple(asked.folders))))
         finally:

@@ -7,9 +7,6 @@ from pathlib import Path
 from brownout_agent.kernel.cgroups import group_folders
 from brownout_agent.kernel.processes import PROC
 
-_UNITS = (".service", ".socket", ".timer", ".mount", ".scope")
-"""How the names of groups end that systemd keeps for units; those are made and removed by nobody else."""
-
 
 def read_cgroups(prefix: str) -> list[str]:
     """One line for each group whose name begins with `prefix`, and for those below it, with how many processes it has.
@@ -34,7 +31,7 @@ def _parents() -> set[Path]:
 def _named(parent: Path, prefix: str) -> Iterator[Path]:
     try:
         for entry in os.scandir(parent):
-            if entry.name.startswith(prefix) and not entry.name.endswith(_UNITS) and entry.is_dir():
+            if entry.name.startswith(prefix) and entry.is_dir():
                 yield Path(entry.path)
     except FileNotFoundError:
         return  # gone meanwhile, or outside of what is mounted here

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from brownout_agent.kernel.nftables import Nftables
 
-_MODULES = Path("/proc/modules")
 _IPTABLES = {"ip": "iptables-legacy-save", "ip6": "ip6tables-legacy-save"}
 _COUNTERS = re.compile(r"\[\d+:\d+\]")
 _PROGRAM_TIMEOUT_S = 5.0
@@ -40,17 +39,17 @@ class Table:
         return f"{self.text}: {len(self.rules)} lines, sha256:{sha256(chr(10).join(self.rules).encode()).hexdigest()}"
 
 
-def is_there(module: str) -> bool:
-    """Whether the kernel has this code without having to load a module.
+def is_there(module: str, root: Path = Path("/")) -> bool:
+    """Whether the kernel has this code without having to load a module. `root` is where /proc, /sys and /lib are.
 
     Raises:
         OSError: that cannot be told.
     """
-    if not _MODULES.exists():
+    if not (root / "proc/modules").exists():
         return True  # a kernel without loadable modules loads none, whatever it is asked
-    if Path("/sys/module", module).exists():
+    if (root / "sys/module" / module).exists():
         return True
-    builtin = Path("/lib/modules", os.uname().release, "modules.builtin")
+    builtin = root / "lib/modules" / os.uname().release / "modules.builtin"
     try:
         return f"/{module}.ko" in builtin.read_text()
     except OSError as error:

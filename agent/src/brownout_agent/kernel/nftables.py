@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 LIBRARY = "libnftables.so.1"
-_OUTPUT_STATELESS = 1 << 1
+_OUTPUT_STATELESS = 1 << 2
 _OUTPUT_JSON = 1 << 4
 
 

@@ -27,12 +27,11 @@ def halted_processes() -> Iterator[Halted]:
 
     That is where process faults look for processes; one that was named by its pid is looked at when it is undone.
     """
-    ours = _network_of(os.getpid())
     for pid in all_pids():
         fields = _status(pid)
         is_stopped = fields.get("State", "")[:1] in {"T", "t"}
         tracer_pid = int(fields.get("TracerPid", "0"))
-        if not (is_stopped or tracer_pid) or _network_of(pid) not in {"", ours}:
+        if not (is_stopped or tracer_pid) or not shares_our_network(pid):
             continue
         now = read_stat(pid)
         if now is not None:
@@ -40,17 +39,21 @@ def halted_processes() -> Iterator[Halted]:
 
 
 def command_lines(part: str) -> Iterator[tuple[int, list[str]]]:
-    """Pid and arguments of each living process of this network namespace one of whose arguments is `part`."""
+    """Pid and arguments of each living process one of whose arguments is `part`."""
     wanted = b"\0" + os.fsencode(part) + b"\0"
-    ours = _network_of(os.getpid())
     for pid in all_pids():
         try:
             with open(f"/proc/{pid}/cmdline", "rb") as file:
                 raw = file.read()
         except _GONE:
             continue
-        if wanted in raw and _network_of(pid) in {"", ours}:
+        if wanted in raw:
             yield pid, [os.fsdecode(argument) for argument in raw.split(b"\0")[:-1]]
+
+
+def shares_our_network(pid: int) -> bool:
+    """Whether a process is in this process's network namespace, or in one that is not ours to read."""
+    return _network_of(pid) in {"", _network_of(os.getpid())}
 
 
 def unnamed_files(pid: int) -> list[str]:

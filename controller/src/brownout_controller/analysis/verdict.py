@@ -16,10 +16,12 @@ from brownout_controller.analysis.outages import Outage, find_outages
 from brownout_controller.analysis.periods import faults_during
 from brownout_controller.analysis.wording import counted, estimate
 from brownout_controller.exit_codes import EXIT_CODE_OF_VERDICT, ExitCode
-from brownout_controller.record import FaultOutcome, RunRecord, Verdict
+from brownout_controller.record import FaultOutcome, HostResidue, ResidueState, RunRecord, Verdict
 
 _STOPPED = {"guard": Verdict.ABORTED, "person": Verdict.HALTED, "error": Verdict.ERRORED}
 _UNDO_CONFIRMED = frozenset({"clean", "not_needed"})
+_LINES_TOLD = 10
+"""Of a host's residue: the rest stands in the audit itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Findings:
     outages: tuple[Outage, ...]
     effects_summary: str
     undo_summary: str
-    """`2 of 2 faults undone and verified`, or what is left and where."""
+    """`2 of 2 faults undone and verified; residue audit: clean on app-1`, or what is left and where."""
 
 
 def judge(record: RunRecord) -> Findings:
@@ -46,14 +48,14 @@ def judge(record: RunRecord) -> Findings:
     expectations = judge_expectations(record, anatomies)
     outages = tuple(outage for series in record.series for outage in find_outages(series, observed_span(record)))
     verdict = _verdict(record, expectations)
-    unconfirmed = [fault for fault in record.faults if fault.undo not in _UNDO_CONFIRMED]
+    unconfirmed = find_unconfirmed(record)
     doubts = _doubts(record)
     headline = _headline(record, verdict, expectations, outages, doubts)
     reasons = _reasons(record, unconfirmed, doubts, anatomies)
     return Findings(
         verdict=verdict,
         exit_code=ExitCode.UNDO_NOT_CONFIRMED if unconfirmed else EXIT_CODE_OF_VERDICT[verdict],
-        headline=_undo_headline(unconfirmed) + headline if unconfirmed else headline,
+        headline=unconfirmed.headline + headline if unconfirmed else headline,
         reasons=tuple(reason for reason in reasons if reason not in headline),
         expectations=expectations,
         anatomies=anatomies,
@@ -61,6 +63,46 @@ def judge(record: RunRecord) -> Findings:
         effects_summary=_effects_summary(record),
         undo_summary=_undo_summary(record, unconfirmed),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Unconfirmed:
+    """What is not known to be undone: by the word of the faults' hosts, and by the residue audit."""
+
+    faults: tuple[FaultOutcome, ...]
+    hosts: tuple[HostResidue, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.faults or self.hosts)
+
+    @property
+    def host_names(self) -> tuple[str, ...]:
+        """Where to look, each once."""
+        return tuple(dict.fromkeys([fault.host for fault in self.faults] + [found.host for found in self.hosts]))
+
+    @property
+    def headline(self) -> str:
+        """What it is about, and what to type."""
+        told = [f"{fault.name} on {fault.host}" for fault in self.faults]
+        hosts_told = {fault.host for fault in self.faults}
+        told += [_audit_told(found) for found in self.hosts if found.host not in hosts_told]
+        host = self.host_names[0]
+        next_step = f"on {host} type `brownout-injector reap`, then `brownout doctor {host}`"
+        return f"UNDO NOT CONFIRMED for {', '.join(told)}: {next_step}. "
+
+
+def find_unconfirmed(record: RunRecord) -> Unconfirmed:
+    """Every fault and every host whose undo nothing confirms."""
+    return Unconfirmed(
+        tuple(fault for fault in record.faults if fault.undo not in _UNDO_CONFIRMED),
+        tuple(found for found in record.residue if found.state is not ResidueState.CLEAN),
+    )
+
+
+def _audit_told(found: HostResidue) -> str:
+    if found.state is ResidueState.RESIDUE:
+        return f"{found.host} (residue audit: {counted(len(found.left), 'difference')})"
+    return f"{found.host} (residue audit: unknown)"
 
 
 def worst_anatomies(anatomies: tuple[Anatomy, ...]) -> tuple[Anatomy, ...]:
@@ -135,19 +177,18 @@ def _impact(record: RunRecord, outages: tuple[Outage, ...]) -> str:
     return f"{worst.probe} failed for {estimate(worst.duration_ms, 'ms')} at worst{cause}"
 
 
-def _undo_headline(unconfirmed: list[FaultOutcome]) -> str:
-    where = ", ".join(f"{fault.name} on {fault.host}" for fault in unconfirmed)
-    host = unconfirmed[0].host
-    return f"UNDO NOT CONFIRMED for {where}: on {host} type `brownout-injector reap`, then `brownout doctor {host}`. "
-
-
 def _reasons(
-    record: RunRecord, unconfirmed: list[FaultOutcome], doubts: tuple[str, ...], anatomies: tuple[Anatomy, ...]
+    record: RunRecord, unconfirmed: Unconfirmed, doubts: tuple[str, ...], anatomies: tuple[Anatomy, ...]
 ) -> tuple[str, ...]:
     left = [
         f"{fault.name} on {fault.host}: undo is {fault.undo}" + "".join(f"; left: {line}" for line in fault.residue)
-        for fault in unconfirmed
+        for fault in unconfirmed.faults
     ]
+    for found in unconfirmed.hosts:
+        lines = [*found.left, *(f"not known: {line}" for line in found.unread)]
+        left += [f"residue audit of {found.host}: {line}" for line in lines[:_LINES_TOLD]]
+        if len(lines) > _LINES_TOLD:
+            left.append(f"residue audit of {found.host}: {len(lines) - _LINES_TOLD} more lines in the JSON document")
     stopped = [record.stop_reason] if record.stopped_by and record.stop_reason else []
     return (*left, *stopped, *doubts, *(_story(anatomy) for anatomy in worst_anatomies(anatomies)))
 
@@ -175,11 +216,12 @@ def _effects_summary(record: RunRecord) -> str:
     return f"{proved} of {counted(len(record.faults), 'fault')} proved"
 
 
-def _undo_summary(record: RunRecord, unconfirmed: list[FaultOutcome]) -> str:
+def _undo_summary(record: RunRecord, unconfirmed: Unconfirmed) -> str:
     touched = [fault for fault in record.faults if fault.undo != "not_needed"]
     if unconfirmed:
-        hosts = ", ".join(sorted({fault.host for fault in unconfirmed}))
-        return (
-            f"{len(touched) - len(unconfirmed)} of {counted(len(touched), 'fault')} confirmed; NOT CONFIRMED on {hosts}"
-        )
-    return f"{len(touched)} of {counted(len(touched), 'fault')} undone and verified" if touched else "nothing to undo"
+        faults = f"{len(touched) - len(unconfirmed.faults)} of {counted(len(touched), 'fault')} confirmed"
+        return f"{faults}; NOT CONFIRMED on {', '.join(sorted(unconfirmed.host_names))}"
+    if not touched:
+        return "nothing to undo"
+    audited = f"; residue audit: clean on {', '.join(found.host for found in record.residue)}" if record.residue else ""
+    return f"{len(touched)} of {counted(len(touched), 'fault')} undone and verified{audited}"

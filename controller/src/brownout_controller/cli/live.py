@@ -32,6 +32,7 @@ _WORDS = {
     EventKind.HOST_LOST: "host lost",
     EventKind.HOST_BACK: "host back",
     EventKind.WATCH_FAILED: "cannot observe",
+    EventKind.RESIDUE_AUDITED: "residue audit",
 }
 _PHASES = {
     Phase.STEADYING: ("steady before", "Ctrl-C halts"),

@@ -9,9 +9,9 @@ from rich.text import Text
 
 from brownout_controller.analysis.expectations import ExpectationResult
 from brownout_controller.analysis.verdict import Findings
-from brownout_controller.analysis.wording import duration
+from brownout_controller.analysis.wording import counted, duration
 from brownout_controller.record import RunRecord, Verdict
-from brownout_controller.reporting.facts import AnatomyTable, anatomy_tables, fault_rows
+from brownout_controller.reporting.facts import AnatomyTable, anatomy_tables, fault_rows, residue_rows
 from brownout_controller.reporting.visible import visible
 
 _STYLES = {
@@ -44,6 +44,7 @@ def summary(
     parts += _effects(record)
     undo_style = "" if "NOT CONFIRMED" not in findings.undo_summary else "bold red"
     parts.append(_line("undo", findings.undo_summary, undo_style))
+    parts += _residue(record)
     parts += [_line("report", path) for path in reports]
     parts.append(Text(f"  [exit {int(findings.exit_code)}]", style="dim"))
     return Group(*parts)
@@ -102,6 +103,18 @@ def _effects(record: RunRecord) -> list[RenderableType]:
         word = f" {proved}" if row.asked != "-" else ""
         text = f"{row.name} ({row.kind}) on {row.host}: {amount}{word}; {row.evidence}"
         lines.append(_line("effect", text, "" if row.proved else "yellow"))
+    return lines
+
+
+def _residue(record: RunRecord) -> list[RenderableType]:
+    """What the audit has to say beyond `clean`, which stands with the undo."""
+    lines: list[RenderableType] = []
+    for row in residue_rows(record):
+        lines += [_line("residue", f"{row.host}: {line}", "bold red") for line in row.left]
+        lines += [_line("not read", f"{row.host}: {line}", "" if row.is_clean else "yellow") for line in row.unread]
+        if row.changed_meanwhile:
+            others = counted(len(row.changed_meanwhile), "difference")
+            lines.append(_line("meanwhile", f"{row.host}: {others} that no fault of this run could have made"))
     return lines
 
 

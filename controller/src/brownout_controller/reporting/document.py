@@ -12,8 +12,8 @@ from brownout_controller.analysis.anatomy import Anatomy
 from brownout_controller.analysis.interval import Interval
 from brownout_controller.analysis.marks import Mark, NotSeen
 from brownout_controller.analysis.outages import Outage
-from brownout_controller.analysis.verdict import Findings
-from brownout_controller.record import FaultOutcome, RunRecord
+from brownout_controller.analysis.verdict import Findings, find_unconfirmed
+from brownout_controller.record import FaultOutcome, ResidueState, RunRecord
 from brownout_controller.reporting.facts import impact_rows
 
 SCHEMA = "brownout.run/1"
@@ -47,11 +47,7 @@ def to_document(record: RunRecord, findings: Findings) -> dict[str, Any]:
         "outages": [_outage(outage) for outage in findings.outages],
         "effects": [_effect(fault) for fault in record.faults],
         "effects_summary": findings.effects_summary,
-        "residue": [
-            {"fault": fault.name, "host": fault.host, "undo": fault.undo, "left": list(fault.residue)}
-            for fault in record.faults
-            if fault.undo not in {"clean", "not_needed"}
-        ],
+        "residue": _residue(record),
         "undo_summary": findings.undo_summary,
         "impact": [{field: getattr(row, field) for field in row.__dataclass_fields__} for row in impact_rows(record)],
         "record": _RECORD.dump_python(record, mode="json"),
@@ -131,6 +127,32 @@ def _effect(fault: FaultOutcome) -> dict[str, Any]:
         "proved": fault.proved,
         "explanation": fault.explanation,
         "undo": fault.undo,
+    }
+
+
+def _residue(record: RunRecord) -> dict[str, Any]:
+    """`state` is the worst of all; "not_audited" for a run that injected nothing, or of before there was an audit."""
+    unconfirmed = find_unconfirmed(record)
+    states = {found.state for found in record.residue} | {
+        ResidueState.RESIDUE if fault.undo == "residue" else ResidueState.UNKNOWN for fault in unconfirmed.faults
+    }
+    order = (ResidueState.RESIDUE, ResidueState.UNKNOWN, ResidueState.CLEAN)
+    return {
+        "state": next((state.value for state in order if state in states), "not_audited"),
+        "hosts": [
+            {
+                "host": found.host,
+                "state": found.state.value,
+                "left": list(found.left),
+                "changed_meanwhile": list(found.changed_meanwhile),
+                "unread": list(found.unread),
+            }
+            for found in record.residue
+        ],
+        "faults": [
+            {"fault": fault.name, "host": fault.host, "undo": fault.undo, "left": list(fault.residue)}
+            for fault in unconfirmed.faults
+        ],
     }
 
 

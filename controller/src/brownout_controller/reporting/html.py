@@ -39,6 +39,7 @@ def to_html(record: RunRecord, findings: Findings) -> str:
         anatomies=facts.anatomy_tables(record, findings),
         impact=facts.impact_rows(record),
         faults=facts.fault_rows(record),
+        residue=facts.residue_rows(record),
         limits=facts.limits(record),
         provenance=facts.provenance(record),
         source=_source(record.source),

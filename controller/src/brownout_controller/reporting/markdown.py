@@ -14,6 +14,7 @@ from brownout_controller.reporting.facts import (
     limits,
     measured,
     provenance,
+    residue_rows,
     timeline_rows,
 )
 from brownout_controller.reporting.visible import visible
@@ -32,6 +33,7 @@ def to_markdown(record: RunRecord, findings: Findings) -> str:
         *(_anatomy(table) for table in anatomy_tables(record, findings)),
         _impact(record),
         _faults(record),
+        _residue(record),
         _list("Limits", limits(record)),
         _list("Reproduce", (f"{name}: {value}" for name, value in provenance(record))),
         "### Action items\n\n" + _table(("What", "Owner", "Due", "Link"), [("", "", "", "")]),
@@ -109,6 +111,15 @@ def _faults(record: RunRecord) -> str:
         for row in fault_rows(record)
     ]  # fmt: skip
     return "### Faults as injected and undone\n\n" + _table(header, rows) if rows else ""
+
+
+def _residue(record: RunRecord) -> str:
+    header = ("Host", "State", "Left", "Changed meanwhile", "Not read")
+    rows = [
+        (row.host, row.state, "; ".join(row.left), "; ".join(row.changed_meanwhile), "; ".join(row.unread))
+        for row in residue_rows(record)
+    ]
+    return "### Residue audit\n\n" + _table(header, rows) if rows else ""
 
 
 def _list(title: str, lines: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from brownout_controller import __version__
 from brownout_controller.fleet.clocks import Exchange
 from brownout_controller.language.experiment import CONTROLLER
 from brownout_controller.planning.plan import Plan, PlannedObserver
-from brownout_controller.record import Event, EventKind, FaultOutcome, RunRecord, Series, Vantage
+from brownout_controller.record import Event, EventKind, FaultOutcome, HostResidue, RunRecord, Series, Vantage
 from brownout_controller.running.machine import NO_HOST
 from brownout_controller.running.messages import Instance, State
 from brownout_controller.running.timeline import Timeline
@@ -158,7 +158,13 @@ class Collector:
         """All samples so far."""
         return tuple(_series(column) for column in self._columns.values())
 
-    def record(self, hosts: tuple[dict[str, Any], ...], stopped_by: str, stop_reason: str) -> RunRecord:
+    def record(
+        self,
+        hosts: tuple[dict[str, Any], ...],
+        stopped_by: str,
+        stop_reason: str,
+        residue: tuple[HostResidue, ...] = (),
+    ) -> RunRecord:
         """The record of the run as it stands now."""
         facts, experiment = self._facts, self._facts.plan.experiment
         return RunRecord(
@@ -181,6 +187,7 @@ class Collector:
             faults=tuple(_outcome(draft) for draft in self._drafts.values()),
             stopped_by=stopped_by,
             stop_reason=stop_reason,
+            residue=residue,
         )
 
     def _on_line(self, stamp_ns: int, clock: Exchange | None) -> int:

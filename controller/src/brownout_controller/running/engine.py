@@ -7,14 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from brownout_agent.faults.contract import Host
 from brownout_agent.frames import to_value
 from brownout_protos.v1 import fault_pb2, fleet_pb2
 
 from brownout_controller.fleet.sessions import LEASE_MS, Arrival, Fleet, HostState
 from brownout_controller.planning.plan import Plan, choose_hosts
-from brownout_controller.record import Event, EventKind, RunRecord
+from brownout_controller.record import Event, EventKind, HostResidue, ResidueState, RunRecord
 from brownout_controller.running import messages
 from brownout_controller.running.collector import Collector, RunFacts
+from brownout_controller.running.fingerprints import Fingerprints
 from brownout_controller.running.guards import Guards
 from brownout_controller.running.hosts import describe, view_of
 from brownout_controller.running.machine import RunMachine
@@ -80,6 +82,7 @@ class Engine:
         self._silent_since_ns: dict[str, int] = {}
         self._without_injector: set[str] = set()
         self._judge_by_ns: int | None = None
+        self._fingerprints = Fingerprints(_folders(plan), self._send)
         self._observation = Observation(plan.observers, self.machine.run_key, self.collector, tell, self._send)
 
     def halt(self, reason: str) -> None:
@@ -96,6 +99,7 @@ class Engine:
             while self.machine.phase is not Phase.ENDED:
                 await asyncio.sleep(TICK_S)
                 self._step()
+            await self._find_residue()
             self._say(EventKind.RUN_ENDED, "run")
             await self._observation.end()
         finally:
@@ -108,7 +112,7 @@ class Engine:
 
     def outcome(self) -> Outcome:
         """How the run stands now: what is not known to be undone counts as unknown."""
-        return Outcome(self._record(), self.machine.refused)
+        return Outcome(self._record(self._fingerprints.residue(self._faults_by_host())), self.machine.refused)
 
     # ---- carrying out --------------------------------------------------------------------------------------------
 
@@ -127,6 +131,7 @@ class Engine:
         for instruction in self.machine.handle(event):
             match instruction:
                 case messages.JudgeSteady():
+                    self._fingerprints.ask(self._hosts_to_look_at())
                     self._judge_by_ns = self.timeline.now() + FIRST_WORD_WITHIN_NS
                 case messages.ChooseHosts(fault):
                     self._choose(fault.name)
@@ -154,6 +159,9 @@ class Engine:
 
     def _inject(self, instance: Instance) -> None:
         self.collector.ordered(instance)
+        if missing := self._fingerprints.missing([instance.host]):
+            self._refused(instance.fault_id, f"{missing[0]}; nothing was sent")
+            return
         fault = instance.fault
         order = fault_pb2.Inject(
             fault_id=instance.fault_id,
@@ -180,14 +188,39 @@ class Engine:
         return True
 
     def _judge_steady(self) -> None:
-        """Judge as soon as every probe and watcher has said a first word, or has had its time to."""
+        """Judge as soon as every probe, watcher and target has said a first word, or has had its time to."""
         now_ns = self.timeline.now()
         if self._judge_by_ns is None or self.machine.phase is not Phase.STEADYING:
             return
-        mute = self._observation.mute
+        mute = self._observation.mute | self._fingerprints.waiting
         if not mute or now_ns >= self._judge_by_ns:
             self._judge_by_ns = None
-            self._feed(messages.SteadyJudged(now_ns, unsteady(self._record(), self._observation.trouble())))
+            trouble = (*self._observation.trouble(), *self._fingerprints.missing(self._planned_hosts()))
+            self._feed(messages.SteadyJudged(now_ns, unsteady(self._record(), trouble)))
+
+    def _planned_hosts(self) -> set[str]:
+        return {host for fault in self._plan.faults for host in fault.hosts}
+
+    def _hosts_to_look_at(self) -> set[str]:
+        """Before the first fault: every host that may get one."""
+        if any(fault.chosen_at_injection for fault in self._plan.faults):
+            return self._planned_hosts() | {host.name for host in self._fleet.connected}
+        return self._planned_hosts()
+
+    def _faults_by_host(self) -> dict[str, dict[str, str]]:
+        """The faults that each host may have had, kinds by id: all that were ordered and not refused."""
+        faults: dict[str, dict[str, str]] = {}
+        for instance in self.machine.instances.values():
+            if instance.state is not State.REFUSED:
+                faults.setdefault(instance.host, {})[instance.fault_id] = instance.fault.kind
+        return faults
+
+    async def _find_residue(self) -> None:
+        faults = self._faults_by_host()
+        await self._fingerprints.find_residue(faults)
+        for found in self._fingerprints.residue(faults):
+            first = next(iter((*found.left, *found.unread)), "") if found.state is not ResidueState.CLEAN else ""
+            self._say(EventKind.RESIDUE_AUDITED, found.state.value, host=found.host, message=first)
 
     def _check_guards(self) -> None:
         now_ns = self.timeline.now()
@@ -242,6 +275,8 @@ class Engine:
                 self._reported(host, message.report)
             case "lease":
                 self._injector_is(host.name, message.lease.injector_attached, message.lease.detail)
+            case "fingerprint":
+                self._fingerprints.heard(host.name, message.fingerprint)
             case "samples" | "watch" | "observer_error" | "observer_ended":
                 self._observation.heard(message, host.clock)
 
@@ -282,7 +317,13 @@ class Engine:
     def _say(self, kind: EventKind, subject: str, **more: Any) -> None:
         self._tell(self.collector.event(kind, subject, **more))
 
-    def _record(self) -> RunRecord:
+    def _record(self, residue: tuple[HostResidue, ...] = ()) -> RunRecord:
         named = {host.name for host in self._plan.hosts} | {i.host for i in self.machine.instances.values()}
         hosts = tuple(describe(self._fleet.hosts[name]) for name in sorted(named) if name in self._fleet.hosts)
-        return self.collector.record(hosts, self.machine.stopped_by, self.machine.stop_reason)
+        return self.collector.record(hosts, self.machine.stopped_by, self.machine.stop_reason, residue)
+
+
+def _folders(plan: Plan) -> set[str]:
+    """Where the disk faults of a plan work."""
+    paths = [fault.parameters.get("path") for fault in plan.faults if fault.kind.startswith("disk.")]
+    return {path if isinstance(path, str) else Host().scratch for path in paths}
