@@ -14,6 +14,7 @@ from brownout_controller.fleet.listening import FleetServer
 from brownout_controller.fleet.server import FleetService
 from brownout_controller.fleet.sessions import Fleet
 from brownout_controller.fleet.sweeping import Sweeper
+from brownout_controller.running.halting import HaltLever
 from brownout_controller.store.identities import Identities
 from brownout_controller.store.store import Store
 
@@ -30,6 +31,7 @@ class Controller:
     host: str
     port: int
     enrol_port: int
+    lever: HaltLever
 
 
 def open_authority(data_dir: Path) -> Authority:
@@ -73,7 +75,8 @@ async def _listening(
     sweeper = Sweeper(fleet, authority, identities, auditor, knocks, service.welcome_again)
     sweeping = asyncio.create_task(sweeper.run())
     try:
-        yield Controller(fleet, store, identities, authority, epoch, host, fleet_port, enrol_port)
+        lever = HaltLever(store.database, fleet, auditor)
+        yield Controller(fleet, store, identities, authority, epoch, host, fleet_port, enrol_port, lever)
     finally:
         sweeping.cancel()
         fleet.say_bye("this controller ends")

@@ -38,7 +38,7 @@ from brownout_controller.reporting.plan import plan_document, plan_summary
 from brownout_controller.reporting.visible import visible
 from brownout_controller.running.conclusion import Conclusion
 from brownout_controller.running.hosts import view_of
-from brownout_controller.running.manager import ActiveRun, RunManager
+from brownout_controller.running.manager import ActiveRun, CannotBegin, RunManager
 from brownout_controller.serving import Controller
 
 SEED_BITS = 32
@@ -123,9 +123,13 @@ async def _run(checked: Checked, access: Access, seed: int, report_dir: Path, fo
         async with reach(access, store) as controller:
             made = _make_plan(checked, controller, seed, access)
             live = Live(made, progress())
-            manager = RunManager(controller.fleet, store, controller.epoch)
-            run = await manager.begin(made, _operator(), live.take)
-            conclusion = await _until_over(run, live)
+            manager = RunManager(controller.fleet, store, controller.epoch, controller.lever)
+            async with controller.lever.obeying(manager):
+                try:
+                    run = await manager.begin(made, _operator(), live.take)
+                except CannotBegin as error:
+                    fail(ExitCode.REFUSED, "cannot-begin", f"{error}. Nothing was injected.")
+                conclusion = await _until_over(run, live)
         return _show(conclusion, report_dir, formats)
 
 

@@ -17,7 +17,7 @@ from brownout_controller.running.machine import NO_HOST
 from brownout_controller.running.messages import Instance, State
 from brownout_controller.running.timeline import Timeline
 
-_ENDED_EARLY = frozenset({"holder_died", "lease_lost", "shutdown", "reaped", "control_lost"})
+_ENDED_EARLY = frozenset({"holder_died", "lease_lost", "shutdown", "reaped", "control_lost", "halted"})
 """A fault that ended so was not what the experiment asked for, whatever was measured of it until then."""
 _UNDO = {State.CLEAN: "clean", State.RESIDUE: "residue", State.REFUSED: "not_needed"}
 

@@ -14,6 +14,7 @@ from brownout_controller.planning.plan import Plan
 from brownout_controller.record import Event
 from brownout_controller.running.conclusion import Conclusion, conclude
 from brownout_controller.running.engine import Engine, Outcome
+from brownout_controller.running.halting import HaltLever
 from brownout_controller.running.keeping import RunKeeper
 from brownout_controller.store.store import Store
 
@@ -98,11 +99,12 @@ class ActiveRun:
 class RunManager:
     """Every run that this controller carries, by number."""
 
-    def __init__(self, fleet: Fleet, store: Store, epoch: int) -> None:
+    def __init__(self, fleet: Fleet, store: Store, epoch: int, lever: HaltLever) -> None:
         self.active: dict[int, ActiveRun] = {}
         self._fleet = fleet
         self._store = store
         self._epoch = epoch
+        self._lever = lever
         self._beginning = asyncio.Lock()
         self._closed_why = ""
 
@@ -118,12 +120,14 @@ class RunManager:
         `tell` hears every event; `only_hosts` are all that a target may mean which is resolved at injection.
 
         Raises:
-            CannotBegin: this controller carries no more, or ends.
+            CannotBegin: everything is halted, or this controller carries no more, or ends.
             StoreError: the run cannot be kept, so it is not begun.
         """
         async with self._beginning:
             if self._closed_why:
                 raise CannotBegin(f"no run begins here any more: {self._closed_why}")
+            if halted := await self._lever.why_not():
+                raise CannotBegin(halted)
             if len(self.active) >= RUNS_MAX:
                 raise CannotBegin(f"{RUNS_MAX} runs are going on already, and one controller carries no more")
             number = await asyncio.to_thread(

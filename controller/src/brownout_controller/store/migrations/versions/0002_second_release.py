@@ -10,6 +10,27 @@ down_revision = "0001"
 def upgrade() -> None:
     """Change the tables of the version before."""
     op.create_table(
+        "lever",
+        sa.Column("number", sa.Integer(), autoincrement=True, nullable=False),
+        sa.Column("run_number", sa.Integer(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("pulled_by", sa.Text(), nullable=False),
+        sa.Column("pulled_ns", sa.BigInteger(), nullable=False),
+        sa.Column("released_by", sa.Text(), nullable=True),
+        sa.Column("released_ns", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("number", name=op.f("pk_lever")),
+    )
+    op.create_table(
+        "lever_answer",
+        sa.Column("lever_number", sa.Integer(), nullable=False),
+        sa.Column("host", sa.String(length=63), nullable=False),
+        sa.Column("clean", sa.Boolean(), nullable=False),
+        sa.Column("message", sa.Text(), nullable=False),
+        sa.Column("answered_ns", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["lever_number"], ["lever.number"], name=op.f("fk_lever_answer_lever_number_lever")),
+        sa.PrimaryKeyConstraint("lever_number", "host", name=op.f("pk_lever_answer")),
+    )
+    op.create_table(
         "api_request",
         sa.Column("user", sa.String(length=63), nullable=False),
         sa.Column("key", sa.String(length=255), nullable=False),
