@@ -14,8 +14,10 @@ from brownout_controller.fleet.listening import FleetServer
 from brownout_controller.fleet.server import FleetService
 from brownout_controller.fleet.sessions import Fleet
 from brownout_controller.fleet.sweeping import Sweeper
+from brownout_controller.running.adopting import Adopter
 from brownout_controller.running.halting import HaltLever
 from brownout_controller.store.identities import Identities
+from brownout_controller.store.owners import Owners
 from brownout_controller.store.store import Store
 
 
@@ -32,6 +34,7 @@ class Controller:
     port: int
     enrol_port: int
     lever: HaltLever
+    controller_id: str
 
 
 def open_authority(data_dir: Path) -> Authority:
@@ -60,13 +63,29 @@ async def serve_fleet(
         if identities is None:
             held.enter_context(store.database.serving())
             identities = Identities(store.database)
-        async with _listening(store, authority, host, port, identities, auditor or LogAuditor()) as controller:
-            yield controller
+        owners = Owners(store.database)
+        controller_id = held.enter_context(owners.life())
+        async with _listening(
+            store, authority, host, port, identities, auditor or LogAuditor(), controller_id
+        ) as controller:
+            adopter = Adopter(store, owners, controller.fleet, controller_id, identities.can_connect)
+            adopting = asyncio.create_task(adopter.run())
+            try:
+                yield controller
+            finally:
+                adopting.cancel()
+                await asyncio.gather(adopting, return_exceptions=True)
 
 
 @asynccontextmanager
 async def _listening(
-    store: Store, authority: Authority, host: str, port: int, identities: Identities, auditor: Auditor
+    store: Store,
+    authority: Authority,
+    host: str,
+    port: int,
+    identities: Identities,
+    auditor: Auditor,
+    controller_id: str,
 ) -> AsyncIterator[Controller]:
     fleet, epoch, knocks = Fleet(), identities.take_epoch(), Knocks()
     service = FleetService(fleet, authority, identities, epoch, auditor, knocks)
@@ -76,7 +95,7 @@ async def _listening(
     sweeping = asyncio.create_task(sweeper.run())
     try:
         lever = HaltLever(store.database, fleet, auditor)
-        yield Controller(fleet, store, identities, authority, epoch, host, fleet_port, enrol_port, lever)
+        yield Controller(fleet, store, identities, authority, epoch, host, fleet_port, enrol_port, lever, controller_id)
     finally:
         sweeping.cancel()
         fleet.say_bye("this controller ends")

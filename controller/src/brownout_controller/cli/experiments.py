@@ -123,7 +123,7 @@ async def _run(checked: Checked, access: Access, seed: int, report_dir: Path, fo
         async with reach(access, store) as controller:
             made = _make_plan(checked, controller, seed, access)
             live = Live(made, progress())
-            manager = RunManager(controller.fleet, store, controller.epoch, controller.lever)
+            manager = RunManager(controller.fleet, store, controller.epoch, controller.controller_id, controller.lever)
             async with controller.lever.obeying(manager):
                 try:
                     run = await manager.begin(made, _operator(), live.take)

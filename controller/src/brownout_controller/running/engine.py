@@ -67,6 +67,7 @@ class Engine:
         operator: str,
         tell: Callable[[Event], None] = lambda _: None,
         only_hosts: frozenset[str] | None = None,
+        run_key: str = "",
     ) -> None:
         """Take a plan; `only_hosts` are all that a target resolved at injection may mean (None: every host)."""
         self._plan = plan
@@ -76,7 +77,7 @@ class Engine:
         self._tell = tell
         self.timeline = Timeline.start()
         self.collector = Collector(RunFacts(run_id, operator, plan, self.timeline))
-        self.machine = RunMachine(plan, str(uuid.uuid4()), self.timeline.now())
+        self.machine = RunMachine(plan, run_key or str(uuid.uuid4()), self.timeline.now())
         self._guards = Guards(plan.experiment.guards, self.timeline.now())
         self._guarded_ns = 0
         self._silent_since_ns: dict[str, int] = {}

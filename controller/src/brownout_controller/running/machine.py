@@ -52,6 +52,11 @@ _RANK = {State.ORDERED: 0, State.ACTIVE: 1, State.UNDOING: 2} | dict.fromkeys(OV
 """Words of a host may come late, and twice: a state never goes back."""
 
 
+def fault_id(run_key: str, fault: str, host: str) -> str:
+    """The id of one fault on one host, unique for ever; whoever knows the run's key can stop it."""
+    return str(uuid.uuid5(uuid.UUID(run_key), f"{fault}/{host}"))
+
+
 @dataclass(slots=True)
 class RunMachine:
     """The state of one run. `handle` is its only door; its attributes are for reading."""
@@ -245,7 +250,7 @@ class RunMachine:
         return [instance for instance in self.instances.values() if instance.state not in OVER]
 
     def _id(self, fault: PlannedFault, host: str) -> str:
-        return str(uuid.uuid5(uuid.UUID(self.run_key), f"{fault.name}/{host}"))
+        return fault_id(self.run_key, fault.name, host)
 
     def _fault(self, name: str) -> PlannedFault:
         return next(fault for fault in self.plan.faults if fault.name == name)

@@ -6,6 +6,7 @@
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from brownout_controller.running.conclusion import Conclusion, conclude
 from brownout_controller.running.engine import Engine, Outcome
 from brownout_controller.running.halting import HaltLever
 from brownout_controller.running.keeping import RunKeeper
-from brownout_controller.store.store import Store
+from brownout_controller.store.store import Carrier, Store
 
 RUNS_MAX = 20
 """At one time. Each run has a loop of its own that must not be late."""
@@ -66,7 +67,8 @@ class ActiveRun:
         return await asyncio.shield(self.task)
 
     async def _carry(self) -> Conclusion:
-        keeping = asyncio.create_task(self._keeper.keep())
+        keeping = asyncio.create_task(self._keeper.keep(lambda: self.engine.outcome().record))
+        keeping.add_done_callback(self._keeping_ended)
         try:
             outcome = await self._outcome()
         finally:
@@ -75,6 +77,12 @@ class ActiveRun:
         self.conclusion = await asyncio.to_thread(conclude, outcome, self._keeper)
         self._tell()
         return self.conclusion
+
+    def _keeping_ended(self, keeping: asyncio.Task[None]) -> None:
+        """Whoever loses a run to another controller must not go on with it."""
+        if not keeping.cancelled() and (error := keeping.exception()) is not None:
+            log.error("run %d is halted: %s", self.number, error)
+            self.halt(str(error))
 
     async def _outcome(self) -> Outcome:
         running, letting_go = asyncio.create_task(self.engine.run()), asyncio.create_task(self._let_go.wait())
@@ -99,12 +107,13 @@ class ActiveRun:
 class RunManager:
     """Every run that this controller carries, by number."""
 
-    def __init__(self, fleet: Fleet, store: Store, epoch: int, lever: HaltLever) -> None:
+    def __init__(self, fleet: Fleet, store: Store, epoch: int, controller_id: str, lever: HaltLever) -> None:
         self.active: dict[int, ActiveRun] = {}
         self._fleet = fleet
         self._store = store
         self._epoch = epoch
         self._lever = lever
+        self._controller_id = controller_id
         self._beginning = asyncio.Lock()
         self._closed_why = ""
 
@@ -114,12 +123,15 @@ class RunManager:
         operator: str,
         tell: Callable[[Event], None] = lambda _: None,
         only_hosts: frozenset[str] | None = None,
+        run_key: str = "",
     ) -> ActiveRun:
         """Begin a run and return at once.
 
         `tell` hears every event; `only_hosts` are all that a target may mean which is resolved at injection.
+        A `run_key` that was used before begins nothing: so an order that is delivered twice is carried out once.
 
         Raises:
+            RunExists: there is a run with this key.
             CannotBegin: everything is halted, or this controller carries no more, or ends.
             StoreError: the run cannot be kept, so it is not begun.
         """
@@ -130,18 +142,29 @@ class RunManager:
                 raise CannotBegin(halted)
             if len(self.active) >= RUNS_MAX:
                 raise CannotBegin(f"{RUNS_MAX} runs are going on already, and one controller carries no more")
+            carrier = self._carrier(plan, run_key or str(uuid.uuid4()), only_hosts)
             number = await asyncio.to_thread(
-                self._store.begin_run, plan.experiment.name, operator, plan.digest, time.time_ns()
+                self._store.begin_run, plan.experiment.name, operator, plan.digest, time.time_ns(), carrier
             )
 
             def take(event: Event) -> None:
                 run.take(event)
                 tell(event)
 
-            engine = Engine(plan, self._fleet, self._epoch, str(number), operator, take, only_hosts)
-            run = self.active[number] = ActiveRun(number, plan, engine, RunKeeper(self._store, number))
+            engine = Engine(plan, self._fleet, self._epoch, str(number), operator, take, only_hosts, carrier.run_key)
+            keeper = RunKeeper(self._store, number, self._controller_id)
+            run = self.active[number] = ActiveRun(number, plan, engine, keeper)
             run.task.add_done_callback(lambda _: self.active.pop(number))
             return run
+
+    def _carrier(self, plan: Plan, run_key: str, only_hosts: frozenset[str] | None) -> Carrier:
+        """What another controller needs to know to end this run, should this one die."""
+        names = {host for fault in plan.faults for host in fault.hosts}
+        if any(fault.chosen_at_injection for fault in plan.faults):
+            connected = {host.name for host in self._fleet.connected}
+            names |= connected if only_hosts is None else connected & only_hosts
+        hosts = {name: self._fleet.hosts[name].agent_id for name in sorted(names) if name in self._fleet.hosts}
+        return Carrier(self._controller_id, run_key, tuple(fault.name for fault in plan.faults), hosts)
 
     async def close(self, reason: str) -> None:
         """Halt every run and wait until each is undone and kept; none begins any more."""

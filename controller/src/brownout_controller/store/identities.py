@@ -181,6 +181,13 @@ class Identities:
             rows = connection.execute(select(*columns).order_by(_AGENTS.c.enrolled_ns.desc()))
             return [AgentLine(*row) for row in rows]
 
+    def can_connect(self, agent_id: str) -> bool:
+        """Whether an agent was enrolled here and is not withdrawn."""
+        table = identities.agents
+        wanted = select(table.c.agent_id).where(table.c.agent_id == agent_id, table.c.withdrawn_ns.is_(None))
+        with self._database.reading() as connection:
+            return connection.execute(wanted).first() is not None
+
     def take_epoch(self) -> int:
         """A number larger than every controller before this one had; hosts refuse orders with a smaller one."""
         with self._database.writing() as connection:

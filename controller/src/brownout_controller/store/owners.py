@@ -7,11 +7,15 @@ seen, and refuse orders with a smaller one. Times only say how soon somebody may
 import os
 import platform
 import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy import case, delete, func, insert, select, update
 
-from brownout_controller.store.database import Database
+from brownout_controller.store.database import Database, StoreError
+from brownout_controller.store.locks import lock_file, try_lock
 from brownout_controller.store.schema import identities, owners
 from brownout_controller.store.upsert import insert_into
 
@@ -41,14 +45,28 @@ class Owners:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def arrive(self) -> str:
-        """Register this process as a controller; its id is good for this one life."""
+    @contextmanager
+    def life(self) -> Iterator[str]:
+        """Be a controller while inside; its id is good for this one life.
+
+        Beside a SQLite file each life holds a lock, so that its death is known at once and its sleep is none.
+        """
         controller_id = str(uuid.uuid4())
+        with ExitStack() as held:
+            if (path := self._lock_of(controller_id)) is not None:
+                try_lock(held.enter_context(lock_file(path)), exclusive=True)
+            self._arrive(controller_id)
+            try:
+                yield controller_id
+            finally:
+                with suppress(StoreError):  # then it is found dead, a little later
+                    self._leave(controller_id)
+
+    def _arrive(self, controller_id: str) -> None:
         with self._database.writing() as connection:
             now_ns = self._database.now_ns(connection)
             row = {"controller_id": controller_id, "machine": platform.node(), "pid": os.getpid()}
             connection.execute(insert(_CONTROLLERS), {**row, "started_ns": now_ns, "seen_ns": now_ns})
-        return controller_id
 
     def beat(self, controller_id: str) -> None:
         """Say that this controller lives, for itself and for every host that it owns.
@@ -64,25 +82,40 @@ class Owners:
             owned = update(_HOSTS).where(_HOSTS.c.controller_id == controller_id)
             connection.execute(owned.values(expires_ns=now_ns + DEAD_AFTER_NS))
 
-    def leave(self, controller_id: str) -> None:
-        """End in good order: nobody needs to wait before taking over."""
+    def _leave(self, controller_id: str) -> None:
+        """Nobody needs to wait before taking over."""
         with self._database.writing() as connection:
             connection.execute(update(_HOSTS).where(_HOSTS.c.controller_id == controller_id).values(expires_ns=0))
-            connection.execute(delete(_CONTROLLERS).where(_CONTROLLERS.c.controller_id == controller_id))
-
-    def bury(self) -> tuple[str, ...]:
-        """Forget every controller that is taken for dead; returns their ids."""
-        with self._database.writing() as connection:
-            dead = _CONTROLLERS.c.seen_ns < self._database.now_ns(connection) - DEAD_AFTER_NS
-            gone = connection.execute(delete(_CONTROLLERS).where(dead).returning(_CONTROLLERS.c.controller_id))
-            return tuple(gone.scalars())
+        self._forget([controller_id])
 
     def living(self) -> frozenset[str]:
-        """The ids of every controller that is not taken for dead."""
+        """The ids of every controller that is not dead; the dead are forgotten."""
         with self._database.reading() as connection:
             since_ns = self._database.now_ns(connection) - DEAD_AFTER_NS
-            ids = connection.execute(select(_CONTROLLERS.c.controller_id).where(_CONTROLLERS.c.seen_ns >= since_ns))
-            return frozenset(ids.scalars())
+            rows = connection.execute(select(_CONTROLLERS.c.controller_id, _CONTROLLERS.c.seen_ns)).all()
+        dead = {controller_id for controller_id, seen_ns in rows if self._is_dead(controller_id, seen_ns, since_ns)}
+        if dead:
+            self._forget(sorted(dead))
+        return frozenset(controller_id for controller_id, _ in rows) - dead
+
+    def _is_dead(self, controller_id: str, seen_ns: int, since_ns: int) -> bool:
+        path = self._lock_of(controller_id)
+        if path is None:
+            return seen_ns < since_ns
+        with lock_file(path) as descriptor:
+            return try_lock(descriptor, exclusive=True)
+
+    def _forget(self, controller_ids: list[str]) -> None:
+        with self._database.writing() as connection:
+            connection.execute(delete(_CONTROLLERS).where(_CONTROLLERS.c.controller_id.in_(controller_ids)))
+        for controller_id in controller_ids:
+            if (path := self._lock_of(controller_id)) is not None:
+                path.unlink(missing_ok=True)
+
+    def _lock_of(self, controller_id: str) -> Path | None:
+        """None on PostgreSQL, where the beat alone tells: its controllers are on several machines."""
+        folder = self._database.folder
+        return None if folder is None else folder / f"controller-{controller_id}.lock"
 
     def take(self, agent_id: str, controller_id: str) -> int:
         """Own a host from now on, whoever owned it before; returns the epoch that its orders must carry.

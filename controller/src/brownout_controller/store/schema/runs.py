@@ -19,8 +19,7 @@ runs = Table(
     Column("document", LargeBinary),  # zlib of the run's JSON document: as it stood once in a while, and at the end
     Column("run_key", String(36), unique=True),  # makes the ids of its faults; the same key twice is the same run
     Column("controller_id", String(36)),  # who carries it through, or closes it
-    Column("seen_ns", BigInteger),  # when that one last said so, by the database's clock
-    Column("faults", LargeBinary),  # zlib of JSON: what may have been ordered where, for whoever must stop it
+    Column("reach", Text),  # JSON: the names of its faults, and its hosts with their agents, for whoever must stop it
 )
 
 events = Table(

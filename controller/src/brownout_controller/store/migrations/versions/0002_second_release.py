@@ -183,6 +183,5 @@ def upgrade() -> None:
     with op.batch_alter_table("run", schema=None) as batch_op:
         batch_op.add_column(sa.Column("run_key", sa.String(length=36), nullable=True))
         batch_op.add_column(sa.Column("controller_id", sa.String(length=36), nullable=True))
-        batch_op.add_column(sa.Column("seen_ns", sa.BigInteger(), nullable=True))
-        batch_op.add_column(sa.Column("faults", sa.LargeBinary(), nullable=True))
+        batch_op.add_column(sa.Column("reach", sa.Text(), nullable=True))
         batch_op.create_unique_constraint(batch_op.f("uq_run_run_key"), ["run_key"])
