@@ -37,9 +37,10 @@ class Principal:
     grants: tuple[Grant, ...]
     token_id: str = ""
 
-    def has(self, permission: Permission) -> bool:
-        """Whether any grant gives it, wherever."""
-        return any(permission in PERMISSIONS[grant.role] for grant in self.grants)
+    def has(self, permission: Permission, environment: str | None = None) -> bool:
+        """Whether any grant gives it, wherever, or somewhere in an environment."""
+        given = (grant for grant in self.grants if permission in PERMISSIONS[grant.role])
+        return any(environment is None or grant.in_environment(environment) for grant in given)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from brownout_controller import __version__
-from brownout_controller.cli import authority, catalogue, experiments, halting, hosts, runs, tokens
+from brownout_controller.cli import authority, catalogue, experiments, halting, hosts, runs, server, tokens
 from brownout_controller.demo.main import run_demo
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ app.add_typer(hosts.app, name="hosts")
 app.add_typer(catalogue.app, name="faults")
 app.add_typer(tokens.app, name="token")
 app.add_typer(authority.app, name="ca")
+app.add_typer(server.commands, name="server")
 
 
 @app.command()

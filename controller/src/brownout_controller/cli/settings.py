@@ -8,6 +8,9 @@ import typer
 
 from brownout_controller.cli.output import Format
 
+_PORTS = 65_535
+"""Of the fleet the next port is for enrolment, so the last one cannot be chosen."""
+
 
 def default_data_dir() -> Path:
     """$BROWNOUT_DATA_DIR, else the user's data folder (XDG Base Directory Specification)."""
@@ -30,6 +33,18 @@ def pairs(values: list[str], what: str) -> dict[str, str]:
             raise typer.BadParameter(f"{value!r} is not {what}; write it like name=value")
         found[key] = rest
     return found
+
+
+def split_address(text: str, option: str) -> tuple[str, int]:
+    """`HOST:PORT` in two; port 0 takes a free one.
+
+    Raises:
+        typer.BadParameter: not that.
+    """
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not int(port) < _PORTS:
+        raise typer.BadParameter(f"{option} {text}: not HOST:PORT with a port below {_PORTS}")
+    return host.strip("[]"), int(port)
 
 
 DataDir = Annotated[

@@ -1,4 +1,4 @@
-"""Plans that were made, approvals of them, limits above which they are needed; and where each run was."""
+"""Plans that were made, approvals of them, and limits above which they are needed."""
 
 import json
 import time
@@ -14,10 +14,8 @@ from brownout_controller.access.approvals import Approval, BlastLimit
 from brownout_controller.access.decisions import Place
 from brownout_controller.store.access import NS_PER_S, Stale
 from brownout_controller.store.database import Database
+from brownout_controller.store.run_access import place_json, place_of_json
 from brownout_controller.store.schema import access
-
-UNKNOWN_PLACE = Place("")
-"""Where a run was that the API did not start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,7 @@ class KeptLimit:
 
 
 class ApprovalStore:
-    """Plans, approvals, limits and places of one cluster."""
+    """Plans, approvals and limits of one cluster."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -56,7 +54,7 @@ class ApprovalStore:
             "digest": plan.digest,
             "author": plan.author,
             "made_ns": plan.made_ns,
-            "place": _place_json(plan.place),
+            "place": place_json(plan.place),
             "request": _pack(plan.request),
             "document": _pack(plan.document),
         }
@@ -76,7 +74,7 @@ class ApprovalStore:
             row = connection.execute(select(table).where(table.c.digest == digest)).mappings().first()
         if row is None:
             return None
-        place = _place(row["place"])
+        place = place_of_json(row["place"])
         request, document = _unpack(row["request"]), _unpack(row["document"])
         return KeptPlan(row["digest"], row["author"], row["made_ns"], place, request, document)
 
@@ -141,22 +139,6 @@ class ApprovalStore:
                 raise stale
         return KeptLimit(environment, limit, version + 1)
 
-    def note_place(self, number: int, place: Place) -> None:
-        """Keep where a run is."""
-        with self._database.writing() as connection:
-            connection.execute(insert(access.run_places), {"run_number": number, "place": _place_json(place)})
-
-    def place_of(self, number: int) -> Place:
-        """Where a run was. One that nobody noted belongs to no known environment."""
-        return self.places_of([number]).get(number, UNKNOWN_PLACE)
-
-    def places_of(self, numbers: list[int]) -> dict[int, Place]:
-        """Where these runs were, as far as it was noted."""
-        table = access.run_places
-        with self._database.reading() as connection:
-            rows = connection.execute(select(table).where(table.c.run_number.in_(numbers)))
-            return {row.run_number: _place(row.place) for row in rows}
-
 
 class _Taken(Exception):
     """There is a row with this key."""
@@ -168,15 +150,6 @@ def _insert_once(connection: Connection, table: Table, row: dict[str, Any]) -> N
         connection.execute(insert(table), row)
     except IntegrityError as error:
         raise _Taken from error
-
-
-def _place_json(place: Place) -> str:
-    return json.dumps({"environment": place.environment, "hosts": [dict(labels) for labels in place.hosts]})
-
-
-def _place(text: str) -> Place:
-    document = json.loads(text)
-    return Place(document["environment"], tuple(document["hosts"]))
 
 
 def _pack(document: dict[str, Any]) -> bytes:

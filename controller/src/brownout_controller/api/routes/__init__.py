@@ -1,0 +1,5 @@
+"""The routes, one file a subject. `ALL` is what the app is made of."""
+
+from brownout_controller.api.routes import approvals, hosts, lever, plans, runs, system, tokens, users
+
+ALL = tuple(subject.routes for subject in (system, hosts, plans, runs, lever, approvals, users, tokens))
