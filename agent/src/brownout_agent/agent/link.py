@@ -18,15 +18,15 @@ log = logging.getLogger(__name__)
 class InjectorLink:
     """One connection to the injector, for as long as the agent lives."""
 
-    def __init__(self, path: Path, on_message: Callable[[injector_pb2.FromInjector], None]) -> None:
+    def __init__(self, path: Path, on_message: Callable[[injector_pb2.FromInjector], None], agent_id: str) -> None:
+        """Stay connected to the socket at `path`; the injector refuses what is not for `agent_id`."""
         self._path = path
+        self._agent_id = agent_id
         self._on_message = on_message
         self._writer: asyncio.StreamWriter | None = None
         self._waiting: set[str] = set()
         self._halting: set[str] = set()
         self._peers: tuple[tuple[str, int], ...] = ()
-        self.agent_id = ""
-        """Whose orders are passed on; the injector refuses others."""
         self.trouble = "not connected yet"
         self.on_change: Callable[[], None] = lambda: None
 
@@ -136,7 +136,7 @@ class InjectorLink:
     def _attach(self) -> None:
         if self.attached:
             peers = [injector_pb2.Peer(address=address, port=port) for address, port in self._peers]
-            attach = injector_pb2.Attach(agent_version=__version__, control_peers=peers, agent_id=self.agent_id)
+            attach = injector_pb2.Attach(agent_version=__version__, control_peers=peers, agent_id=self._agent_id)
             self._send(injector_pb2.ToInjector(attach=attach))
 
     def _send(self, message: injector_pb2.ToInjector) -> None:

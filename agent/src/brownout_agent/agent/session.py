@@ -45,7 +45,7 @@ class Agent:
         self._identity = identity
         self._outbox = Outbox()
         self._observers = Observers(self._outbox.put)
-        self._link = InjectorLink(injector_socket, self._from_injector)
+        self._link = InjectorLink(injector_socket, self._from_injector, identity.membership.agent_id)
         self._link.on_change = self._say_lease
         self._trials = ControlTrials(self._outbox.put, self._link.confirm)
         self._inspected = asyncio.Event()

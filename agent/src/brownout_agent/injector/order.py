@@ -45,7 +45,7 @@ def read_order(inject: fault_pb2.Inject, attached_agent_id: str) -> Order:
     Raises:
         Refusal: it is for another agent, or a newer controller asks in it for more than this version understands.
     """
-    if attached_agent_id and inject.agent_id != attached_agent_id:
+    if inject.agent_id != attached_agent_id:
         raise Refusal(
             f"the order is for agent `{inject.agent_id[:100]}`; the one that is attached here is `{attached_agent_id}`"
         )
