@@ -152,10 +152,23 @@ def _shares_our_view(pid: int) -> bool:
 def start(images: list[dict[str, Any]]) -> None:
     """Start processes, detached: own session, stdio on /dev/null, in the order given.
 
+    Where we are a service of systemd's, systemd starts them: what we started would be born with all that confines us.
+
     Raises:
         StartFailed: not all of them could be started; the text says which and why.
     """
-    _run([sys.executable, "-I", "-m", __name__], json.dumps(images).encode())
+    argv, text = [sys.executable, "-I", "-m", __name__], json.dumps(images).encode()
+    if not process_cgroups.systemd_unit(os.getpid()):
+        _run(argv, text)
+        return
+    memory = os.memfd_create("brownout-images")  # on no disk and in no unit file: it holds environments
+    try:
+        os.write(memory, text)
+        service = ["--service-type=oneshot", "--property=KillMode=process"]
+        service += [f"--property=StandardInput=file:/proc/{os.getpid()}/fd/{memory}"]
+        _run(["systemd-run", "--quiet", "--collect", *service, "--", *argv])
+    finally:
+        os.close(memory)
 
 
 def restart_unit(unit: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from brownout_agent import __version__
 from brownout_agent.faults.contract import Host
+from brownout_agent.injector import confinement
 from brownout_agent.injector import policy as policies
 from brownout_agent.injector.admission import Admission
 from brownout_agent.injector.halting import obey
@@ -24,7 +25,7 @@ from brownout_agent.injector.reaper import Watchdog, reap, watch
 from brownout_agent.injector.server import Door, capabilities
 from brownout_agent.injector.stop_file import StopFile
 from brownout_agent.injector.supervisor import Supervisor
-from brownout_agent.kernel import limits
+from brownout_agent.kernel import limits, own_groups, service_manager
 from brownout_agent.kernel.processes import ProcessKey
 
 DEFAULT_SOCKET = Path("/run/brownout/injector.sock")
@@ -57,12 +58,14 @@ async def serve(socket: Path, state: Path, policy: Policy, agent_uid: int) -> in
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     server = await door.open(socket)
     log.info("serving on %s under %s", socket, policy.why)
+    service_manager.tell("READY=1")
     async with asyncio.TaskGroup() as group:
         works = (
             supervisor.run(),
             supervisor.retry_leftovers(),
             watchdog.keep(process),
             obey(admission.stop_file, supervisor, door.tell_inspection),
+            service_manager.keep_telling_that_we_live(),
         )
         tasks = [group.create_task(work) for work in works]
         await stop.wait()
@@ -83,6 +86,7 @@ async def serve(socket: Path, state: Path, policy: Policy, agent_uid: int) -> in
 def _serve(options: argparse.Namespace) -> int:
     if options.parent:
         limits.die_with_parent(options.parent, signal.SIGTERM)
+    own_groups.settle_in()
     uid = pwd.getpwnam(options.agent_user).pw_uid if options.agent_user else os.geteuid()
     policy = policies.EMBEDDED if options.embedded else policies.load(options.policy)
     return asyncio.run(serve(options.socket, options.state_dir, policy, uid))
@@ -141,6 +145,8 @@ def _doctor(options: argparse.Namespace) -> int:
     print(f"policy    {'refuses everything: ' if policy.file is None else ''}{policy.why}")
     if halted:
         print(f"HALTED    by {halted}; to take orders again: brownout-injector resume")
+    for line in confinement.lines():
+        print(line)
     return 0
 
 

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import logging
 import os
+import pwd
 import socket
 import struct
 from collections.abc import Coroutine
@@ -89,9 +90,7 @@ class Door:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_dead_socket(path)
         server = await asyncio.start_unix_server(self._serve, path)
-        path.chmod(0o600)
-        if self._allowed_uid != os.geteuid():
-            os.chown(path, self._allowed_uid, -1)
+        _let_in(path, self._allowed_uid)
         return server
 
     def tell(self, status: FaultStatus) -> None:
@@ -281,6 +280,16 @@ def capabilities(host: Host, halted: str = "") -> list[fault_pb2.Capability]:
             able = Capability(False, f"{kind} has a mistake: {type(error).__name__}: {error}")
         found.append(fault_pb2.Capability(kind=kind, able=able.able, reason=able.reason, remedy=able.remedy))
     return found
+
+
+def _let_in(path: Path, uid: int) -> None:
+    """Let one user connect. By its group: to hand a file over to another user takes CAP_CHOWN, to hand it to a group
+    of ours does not. Who connects is asked of the kernel as well (`_peer`)."""
+    if uid == os.geteuid():
+        path.chmod(0o600)
+        return
+    os.chown(path, -1, pwd.getpwuid(uid).pw_gid)
+    path.chmod(0o660)
 
 
 def _remove_dead_socket(path: Path) -> None:
