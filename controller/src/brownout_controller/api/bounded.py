@@ -13,18 +13,21 @@ BODY_MAX_BYTES = 2 * LARGEST_BYTES + 64 * 1024
 """An experiment of the largest size as a JSON string, where a line's end takes two characters, and what is about it."""
 BODY_WITHIN_S = 10.0
 PARAMETERS_MAX = 50
+HEADERS_MAX_BYTES = 16 * 1024
 _OFF_LOOP_BYTES = 16 * 1024
 
 
 class BoundedRequest(Request):
     """What FastAPI reads of a request goes through here."""
 
-    def check_query(self) -> None:
-        """Refuse more parameters than any route has.
+    def check_head(self) -> None:
+        """Refuse more parameters than any route has, and headers that no client of ours would send.
 
         Raises:
-            Problem: 400.
+            Problem: 400 or 431.
         """
+        if sum(len(name) + len(value) for name, value in self.scope["headers"]) > HEADERS_MAX_BYTES:
+            raise Problem(431, "large-headers", f"the headers are larger than {HEADERS_MAX_BYTES // 1024} KiB")
         if self.scope["query_string"].count(b"&") >= PARAMETERS_MAX:
             raise Problem(400, "too-many-parameters", f"a request has at most {PARAMETERS_MAX} parameters")
 

@@ -268,7 +268,7 @@ class GuardedRoute(APIRoute):
 
         async def guarded(request: Request) -> Response:
             request = BoundedRequest(request.scope, request.receive)
-            request.check_query()
+            request.check_head()
             request.state.caller = None
             if permission is None:
                 return await handle(request)

@@ -13,7 +13,7 @@ from brownout_controller.access.permissions import Permission
 from brownout_controller.api.problems import Problem
 from brownout_controller.api.services import Services
 from brownout_controller.language import Experiment, InvalidExperiment, check
-from brownout_controller.language.source import decode
+from brownout_controller.language.source import LARGEST_BYTES, decode
 from brownout_controller.planning.fleet_view import HostView
 from brownout_controller.planning.plan import Plan, PlanRefused, make_plan
 from brownout_controller.reporting.plan import plan_document
@@ -67,7 +67,7 @@ def _read(wish: Wish) -> Experiment:
     try:
         return check(decode(wish.experiment.encode(), NAME), wish.variables).experiment
     except InvalidExperiment as error:
-        raise _invalid(error) from error
+        raise _invalid(error, len(wish.experiment.encode())) from error
 
 
 def _plan(experiment: Experiment, views: list[HostView], seed: int) -> Plan:
@@ -79,12 +79,12 @@ def _plan(experiment: Experiment, views: list[HostView], seed: int) -> Plan:
         raise Problem(409, "plan-refused", title, str(refused), "brownout hosts list", findings) from refused
 
 
-def _invalid(error: InvalidExperiment) -> Problem:
+def _invalid(error: InvalidExperiment, size_bytes: int) -> Problem:
     findings = [
         {"code": one.code, "line": one.line, "column": one.column, "why": one.message, "next": one.help}
         for one in error.diagnostics
     ]
-    status = 413 if error.diagnostics[0].code == "too-large" else 422
+    status = 413 if size_bytes > LARGEST_BYTES else 422
     return Problem(status, "invalid-experiment", "the experiment is not valid", str(error), "", findings)
 
 

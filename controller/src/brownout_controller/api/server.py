@@ -14,11 +14,11 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from brownout_controller.api.bounded import HEADERS_MAX_BYTES
 from brownout_controller.fleet.authority import KeyPair
 
 HANDSHAKE_WITHIN_S = 5.0
 HEADERS_WITHIN_S = 10.0
-HEADERS_MAX_BYTES = 16 * 1024
 KEEP_ALIVE_S = 15
 STALLED_S = 20.0
 """Whoever takes nothing of an answer for so long has gone, or wants to hold us up."""
