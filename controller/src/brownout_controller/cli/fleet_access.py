@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from brownout_controller.analysis.wording import counted
 from brownout_controller.cli.output import fail, progress
+from brownout_controller.cli.settings import database_url
 from brownout_controller.embedded import EmbeddedFailed, serve_one_machine
 from brownout_controller.exit_codes import ExitCode
 from brownout_controller.fleet.authority import Authority, AuthorityError
@@ -35,7 +36,7 @@ class Access:
 def open_store(data_dir: Path) -> Iterator[Store]:
     """The store of a data directory; ends the command with 4 when there can be none, or nothing can be kept in it."""
     try:
-        store = Store(data_dir)
+        store = Store(data_dir, database_url())
         try:
             yield store
         finally:

@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 from brownout_controller import __version__
-from brownout_controller.cli import authority, catalogue, experiments, halting, hosts, runs, server, tokens
+from brownout_controller.cli import authority, catalogue, data, experiments, halting, hosts, runs, server, tokens
 from brownout_controller.demo.main import run_demo
+from brownout_controller.store.database import DATABASE_URL
 
 app = typer.Typer(
     name="brownout",
@@ -36,6 +37,7 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(hosts.app, name="hosts")
 app.add_typer(catalogue.app, name="faults")
 app.add_typer(tokens.app, name="token")
+app.add_typer(data.app, name="data")
 app.add_typer(authority.app, name="ca")
 app.add_typer(server.commands, name="server")
 
@@ -51,11 +53,23 @@ def demo(
 
 
 @app.callback(invoke_without_command=True)
-def options(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+def options(
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+    database: Annotated[
+        str,
+        typer.Option(
+            metavar="postgresql://...",
+            envvar=DATABASE_URL,
+            show_envvar=True,
+            help="keep everything there instead of in --data-dir; a password is better off in the variable",
+        ),
+    ] = "",
+) -> None:
     """What stands before every command."""
     if version:
         print(__version__)
         raise typer.Exit
+    os.environ[DATABASE_URL] = database  # where commands look, and what they start
 
 
 def main() -> None:

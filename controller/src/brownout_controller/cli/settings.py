@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from brownout_controller.cli.output import Format
+from brownout_controller.store.database import DATABASE_URL
 
 _PORTS = 65_535
 """Of the fleet the next port is for enrolment, so the last one cannot be chosen."""
@@ -18,6 +19,11 @@ def default_data_dir() -> Path:
         return Path(chosen)
     home = os.environ.get("XDG_DATA_HOME") or str(Path("~/.local/share").expanduser())
     return Path(home) / "brownout"
+
+
+def database_url() -> str:
+    """The PostgreSQL database to use, by `brownout --database` or its variable; "" for SQLite in the data folder."""
+    return os.environ.get(DATABASE_URL, "")
 
 
 def pairs(values: list[str], what: str) -> dict[str, str]:

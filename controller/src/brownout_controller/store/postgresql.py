@@ -30,6 +30,25 @@ def engine_at(url: str) -> tuple[str, Engine]:
     Raises:
         StoreError: no address of PostgreSQL.
     """
+    parsed = _read(url)
+    given = parsed.query.get("options", ())
+    options = " ".join([*(f"-c {setting}" for setting in _SETTINGS), *([given] if isinstance(given, str) else given)])
+    arguments: dict[str, Any] = {**_OPTIONS, "options": options}
+    engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=True, pool_size=5, max_overflow=5)
+    event.listen(engine, "connect", _wait_for_the_disk)
+    return _place(parsed), engine
+
+
+def place_of(url: str) -> str:
+    """An address as it may be shown, and as PostgreSQL's own tools take it: without the password.
+
+    Raises:
+        StoreError: no address of PostgreSQL.
+    """
+    return _place(_read(url))
+
+
+def _read(url: str) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError:
@@ -40,12 +59,7 @@ def engine_at(url: str) -> tuple[str, Engine]:
         raise StoreError(
             f"a database of kind {parsed.drivername!r}; besides the SQLite of --data-dir only postgresql:// is known"
         )
-    parsed = parsed.set(drivername="postgresql+psycopg")
-    options = " ".join(f"-c {setting}" for setting in _SETTINGS)
-    arguments: dict[str, Any] = {**_OPTIONS, "options": options}
-    engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=True, pool_size=5, max_overflow=5)
-    event.listen(engine, "connect", _wait_for_the_disk)
-    return _place(parsed), engine
+    return parsed.set(drivername="postgresql+psycopg")
 
 
 def _wait_for_the_disk(connection: Any, _record: Any) -> None:
@@ -82,4 +96,7 @@ def lock_migrations(connection: Connection) -> None:
 
 
 def _place(url: URL) -> str:
-    return url.set(drivername="postgresql", query={}).render_as_string(hide_password=True)
+    """Of what may stand behind the `?`, only where the server is: the rest may be secret."""
+    query = {name: value for name, value in url.query.items() if name in {"host", "port"}}
+    shown = URL.create("postgresql", url.username, None, url.host, url.port, url.database, query)
+    return shown.render_as_string()
