@@ -27,6 +27,7 @@ from brownout_agent.fingerprint import nothing_read, to_wire
 from brownout_agent.kernel.clock import boot_id, boottime_ns
 
 RECONNECT_AFTER_S = (0.2, 1.0)
+_SUCCESSOR_WITHIN_S = 1.0
 OBSERVERS_ALONE_S = 120.0
 """How long probes go on without a controller."""
 
@@ -80,7 +81,7 @@ class Agent:
         stream = await Stream.open(self._identity, self._hello())
         try:
             self._welcomed(stream.welcome)
-        except StaleController:
+        except BaseException:
             await stream.close()
             raise
         return stream
@@ -101,6 +102,9 @@ class Agent:
                 except asyncio.CancelledError:
                     await stream.close(*tasks)
                     raise
+                if stream.renewed and reading.done() and reading.exception() is None:
+                    # The controller ends a stream when it welcomes the next; that word comes by the other connection.
+                    await asyncio.wait((succeeding,), timeout=_SUCCESSOR_WITHIN_S)
                 if not succeeding.done() or succeeding.exception() is not None:
                     break
                 predecessor, stream = stream, succeeding.result()
@@ -123,6 +127,7 @@ class Agent:
     async def _succeed(self, stream: Stream) -> Stream:
         """Renew the certificate in time, and open the next stream with it."""
         await self._renewed(stream)
+        stream.renewed = True
         while True:
             try:
                 return await self._open()

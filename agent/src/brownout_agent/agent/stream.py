@@ -36,6 +36,7 @@ class Stream:
     stub: "fleet_pb2_grpc.FleetAsyncStub"
     call: Any
     welcome: fleet_pb2.Welcome
+    renewed: bool = False
     retired: bool = False
     _writing: bool = False
 

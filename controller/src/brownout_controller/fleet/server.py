@@ -96,17 +96,21 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         await self._challenge(peer, context)
         host = await self._admit(peer, hello, context)
         session = self._begin(peer, host)
-        await self._note_seen(peer, hello)
-        yield self._welcome(session)
-        reading = asyncio.create_task(self._read(host, session, request_iterator, context))
-        tending = asyncio.create_task(session.tend(self._epoch))
-        self._fleet.arrive(Arrival(host, time.monotonic_ns(), up=True))
-        try:
+        tasks: list[asyncio.Task[None]] = []
+        try:  # from here on, for the agent may leave before it is welcomed
+            await self._note_seen(peer, hello)
+            yield self._welcome(session)
+            tasks += (
+                asyncio.create_task(self._read(host, session, request_iterator, context)),
+                asyncio.create_task(session.tend(self._epoch)),
+            )
+            self._fleet.arrive(Arrival(host, time.monotonic_ns(), up=True))
             async for message in session.outgoing():
                 yield message
         finally:
-            reading.cancel()
-            tending.cancel()
+            for task in tasks:
+                task.cancel()
+            session.close()
             if host.session is session:
                 host.session = None
                 self._fleet.arrive(Arrival(host, time.monotonic_ns(), lost=True))
