@@ -1,15 +1,16 @@
 # make demo    a shop in network namespaces loses a server: what its health checks and failover do
 # make test    every test        make check  style, types, generated code, the agent's wheel alone
 # make bench   figures beside the yardsticks' (stress-ng, fio)
+# make bench-death-matrix   every fault x whatever may die, some 40 minutes, goes on where it stopped: docs/death-matrix.md
 # Each sets up what it needs and does nothing twice. All of them leave .venv/bin/brownout behind.
 
 PYTHON ?= python3
 UV := .tools/bin/uv
 BIN := .venv/bin
 LOCK := uv.lock pyproject.toml $(wildcard */pyproject.toml)
-BENCHES = $(sort $(filter-out __init__,$(basename $(notdir $(wildcard tests/bench/*.py)))))
+BENCHES = $(sort $(filter-out __init__ death_matrix,$(basename $(notdir $(wildcard tests/bench/*.py)))))
 
-.PHONY: demo test check bench protos install clean
+.PHONY: demo test check bench bench-death-matrix protos install clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -31,6 +32,10 @@ check: .venv/.development
 bench: .venv/.development
 	@$(PYTHON) tools/packages.py bench
 	@for bench in $(BENCHES); do $(BIN)/python -m tests.bench.$$bench || exit; done
+
+bench-death-matrix: .venv/.development
+	@$(PYTHON) tools/packages.py bench
+	@$(BIN)/python -m tests.bench.death_matrix
 
 protos: $(UV)
 	@$(UV) run --quiet --no-project --isolated --with-requirements protos/generator.txt python protos/generate.py

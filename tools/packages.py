@@ -19,7 +19,15 @@ SEARCH = ":".join(
     [os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]
 )
 DEMO = {"ip": "iproute2", "nsenter": "util-linux", "nft": "nftables", "haproxy": "haproxy", "nginx": "nginx"}
-TEST = {**DEMO, "iptables-legacy": "iptables", "chromium": "chromium", "curl": "curl", "initdb": "postgresql"}
+HOSTS = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "busybox": "busybox-static",
+    "linux.uml": "user-mode-linux",
+    "depmod": "kmod",
+    "e2fsck": "e2fsprogs",
+    "unshare": "util-linux",
+}
+TEST = {**DEMO, "iptables-legacy": "iptables", "chromium": "chromium", "curl": "curl", "initdb": "postgresql", **HOSTS}
 BENCH = {**TEST, "stress-ng": "stress-ng", "fio": "fio"}
 PROGRAMS = {"setup": {}, "demo": DEMO, "test": TEST, "bench": BENCH}
 """Program -> package that brings it, by make target."""

@@ -1,0 +1,219 @@
+"""The death matrix: every fault x what may die x when it strikes, many times over; writes docs/death-matrix.md.
+
+    make bench-death-matrix                                     as root; goes on where it stopped
+    .venv/bin/python -m tests.bench.death_matrix --minutes 10   one sitting; its outcomes are appended to --results
+    .venv/bin/python -m tests.bench.death_matrix --minutes 0    the document alone, from the outcomes so far
+
+Hosts are namespaces and user-mode Linux machines, several at a time, for most of a trial is waiting.
+"""
+
+import argparse
+import asyncio
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tests.support import deaths_strikes, uml_strikes
+from tests.support.alone import be_alone
+from tests.support.deaths import BY_NAME, COLUMNS, FAULT_S, Column, Outcome, Phase
+from tests.support.deaths_controller import ControllerLink
+from tests.support.deaths_document import document
+from tests.support.deaths_host import CONTROLLER_ADDRESS, Host, in_memory, make_bridge, run
+from tests.support.deaths_strikes import SHORT_S, Watch, mend
+from tests.support.deaths_trial import Scene, trial
+from tests.support.uml import MODULES, UmlHost, make_share
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs/death-matrix.md"
+RESULTS = ROOT / ".death-matrix.jsonl"
+CONTROLLER_PORT = 7700
+_TURNS = 3
+_CONTROLLER = {"controller KILL"}
+_CONTROLLER_HOSTS = 2
+"""Hosts with a controller of their own, which is killed."""
+
+
+class Matrix:
+    """Which cells were tried how often, and what came of it."""
+
+    def __init__(self, results: Path, columns: list[Column], repeats: int, seed: int) -> None:
+        self._results = results
+        self._repeats = repeats
+        self._random = random.Random(seed)
+        self._commit = _commit()
+        self.outcomes = read(results)
+        self._tried = Counter({(column.name, phase): 0 for column in columns for phase in Phase})
+        for outcome in self.outcomes:
+            fault = BY_NAME[outcome.column].faults[0].kind
+            if (outcome.column, outcome.phase) in self._tried and outcome.fault == fault and not outcome.censored:
+                self._tried[outcome.column, outcome.phase] += 1
+
+    def next_for(self, columns: set[str]) -> tuple[Column, Phase, int] | None:
+        """The column and phase that was tried least, with a seed; None when all are done."""
+        open_ = [key for key, count in self._tried.items() if key[0] in columns and count < self._repeats]
+        if not open_:
+            return None
+        fewest = min(self._tried[key] for key in open_)
+        name, phase = self._random.choice([key for key in open_ if self._tried[key] == fewest])
+        self._tried[name, phase] += 1
+        return BY_NAME[name], phase, self._random.getrandbits(48)
+
+    def take(self, outcomes: list[Outcome], logs: Callable[[], str]) -> bool:
+        """Keep what came of a trial, at once; whether all of it is good."""
+        outcomes = [replace(outcome, commit=self._commit) for outcome in outcomes]
+        with self._results.open("a") as file:
+            file.writelines(outcome.as_line() for outcome in outcomes)
+        self.outcomes += outcomes
+        bad = [outcome for outcome in outcomes if outcome.judgement != "good"]
+        first = outcomes[0]
+        told = [(one.fault, one.gone_after_s) for one in bad]
+        word = f"{bad[0].judgement} {told} {bad[0].censored or bad[0].leftovers} {bad[0].said!r}" if bad else "good"
+        print(f"{len(self.outcomes):6} {first.column}, {first.phase}, seed {first.seed}: {word}", flush=True)
+        if bad:
+            print(logs(), file=sys.stderr, flush=True)
+        return not bad
+
+
+def read(results: Path) -> list[Outcome]:
+    """The outcomes so far."""
+    return [Outcome.from_line(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+@dataclass
+class Sitting:
+    """What the hosts of one sitting share."""
+
+    matrix: Matrix
+    ends_s: float
+    folder: Path
+    watch: Watch = field(default_factory=Watch)
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_TURNS))
+
+    def choose(self, columns: set[str]) -> tuple[Column, Phase, int] | None:
+        """The next trial of a host that can stand for these columns; None when it is time to end."""
+        return None if time.monotonic() > self.ends_s else self.matrix.next_for(columns)
+
+    async def namespace(self, number: int, controller: ControllerLink, columns: set[str]) -> None:
+        """A host's life, from trial to trial."""
+        host = Host(number, self.folder / "hosts", controller)
+        await host.build()
+        try:
+            while chosen := self.choose(columns):
+                column, phase, seed = chosen
+                is_short = column.name == "none" and phase is Phase.HOLD
+                scene = Scene(host, column, phase, random.Random(seed), column.bound_s)
+                scene.duration_s = SHORT_S if is_short else FAULT_S
+                strike = deaths_strikes.strikes(host)[column.name]
+                outcomes = await trial(scene, strike, seed, self.watch.on(scene, host), self.turns)
+                was_good = self.matrix.take(outcomes, host.logs)
+                await mend(host, column, was_good=was_good)
+        finally:
+            await host.dismantle()
+
+    async def machine(self, number: int, share: Path, controller: ControllerLink, columns: set[str]) -> None:
+        """The same for a host with a kernel of its own."""
+        host = UmlHost(number, self.folder, share, controller)
+        await host.build()
+        try:
+            while chosen := self.choose(columns):
+                column, phase, seed = chosen
+                is_short = column.name != "power cut" and phase is not Phase.UNDO
+                scene = Scene(host, column, phase, random.Random(seed), column.bound_s)
+                scene.duration_s = uml_strikes.CLOCK_FAULT_S if is_short else FAULT_S
+                strike = uml_strikes.strikes(host)[column.name]
+                outcomes = await trial(scene, strike, seed, uml_strikes.watched(scene, host), self.turns)
+                if not self.matrix.take(outcomes, host.logs):
+                    await host.power_cut()
+                elif column.name in uml_strikes.STEPS_S:
+                    host.step_clock(-uml_strikes.STEPS_S[column.name])
+        finally:
+            await host.dismantle()
+
+
+async def sit(sitting: Sitting, columns: list[Column], hosts: int, machines: int) -> None:
+    """Try cells until the time is up or all are done."""
+    await make_bridge()
+    in_memory(sitting.folder / "hosts")
+    on_uml = {column.name for column in columns if column.on_uml}
+    rest = {column.name for column in columns} - on_uml
+    watching = asyncio.create_task(sitting.watch.run())
+    shared = _controller(sitting.folder, 0)
+    own = [_controller(sitting.folder, number) for number in range(1, _CONTROLLER_HOSTS + 1)]
+    lives = [(shared, rest - _CONTROLLER)] * (hosts if rest - _CONTROLLER else 0)
+    lives += [(controller, _CONTROLLER) for controller in own if rest & _CONTROLLER]
+    share = await asyncio.to_thread(make_share, sitting.folder) if on_uml else sitting.folder
+    try:
+        for controller in {id(one): one for one, _ in lives}.values() if lives else ():
+            await controller.start()
+        if on_uml and not lives:
+            await shared.start()
+        async with asyncio.TaskGroup() as group:
+            for number, (controller, mine) in enumerate(lives, 1):
+                group.create_task(sitting.namespace(number, controller, mine))
+            for number in range(1, machines + 1 if on_uml else 1):
+                group.create_task(sitting.machine(number, share, shared, on_uml))
+    finally:
+        watching.cancel()
+        for controller in (shared, *own):
+            await controller.kill()
+        await run("umount", sitting.folder / "hosts")
+
+
+def _controller(folder: Path, number: int) -> ControllerLink:
+    own = folder / f"controller-{number}"
+    own.mkdir()
+    return ControllerLink(own, f"{CONTROLLER_ADDRESS}:{CONTROLLER_PORT + 10 * number}")
+
+
+def _commit() -> str:
+    argv = ["git", "-C", str(ROOT), "rev-parse", "--short=10", "HEAD"]
+    found = subprocess.run(argv, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def _machine() -> str:
+    uml = sorted(path.name for path in MODULES.glob("*")) if MODULES.exists() else []
+    return f"Linux {platform.release()} with {os.cpu_count()} cores; user-mode Linux {', '.join(uml) or 'not here'}"
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=40, help="of this sitting")
+    parser.add_argument("--repeats", type=int, default=38, help="of each column and phase, earlier sittings counted")
+    parser.add_argument("--hosts", type=int, default=12, help="namespaces at a time")
+    parser.add_argument("--machines", type=int, default=2, help="user-mode Linux hosts at a time")
+    parser.add_argument("--columns", nargs="*", default=[column.name for column in COLUMNS], choices=list(BY_NAME))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines, appended to")
+    parser.add_argument("--document", type=Path, default=DOCUMENT)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
+    return parser.parse_args()
+
+
+def main() -> None:
+    """One sitting, then the document."""
+    options = _options()
+    columns = [BY_NAME[name] for name in options.columns]
+    matrix = Matrix(options.results, columns, options.repeats, options.seed)
+    print(f"seed {options.seed}, {os.cpu_count()} cores", flush=True)
+    if options.minutes:
+        with tempfile.TemporaryDirectory(prefix="deaths-") as folder:
+            ends_s = time.monotonic() + options.minutes * 60
+            sitting = Sitting(matrix, ends_s, Path(folder))
+            asyncio.run(sit(sitting, columns, options.hosts, options.machines))
+    options.document.write_text(document(matrix.outcomes, _machine(), "make bench-death-matrix"), encoding="utf-8")
+    judged = Counter(outcome.judgement for outcome in matrix.outcomes)
+    print(dict(judged), flush=True)
+    raise SystemExit(1 if judged["late"] or judged["left"] else 0)
+
+
+if __name__ == "__main__":
+    be_alone("tests.bench.death_matrix")
+    main()

@@ -1,0 +1,163 @@
+"""What the kernel shows of the faults of a host: processes by /proc, and whether datagrams arrive. No record is read.
+
+Needs only the standard library, since it also runs inside hosts that have a kernel of their own.
+"""
+
+import contextlib
+import ctypes
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.deaths import FaultCase, Seen
+
+_PROC = Path("/proc")
+_SETTLED_S = 2.0
+"""A process this old has done its exec and its setns: what it runs and where does not change any more."""
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_CLONE_NEWNET = 0x40000000
+_DATAGRAMS = 24
+_OURS = ("brownout-agent", "brownout-injector", "brownout_agent.injector.main", "brownout_agent.agent.main")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process: its state letter is that of proc(5), `network` the inode of its network namespace."""
+
+    pid: int
+    line: str
+    state: str
+    network: int
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether only its entry is left, for a parent that has not looked yet."""
+        return self.state in "ZX"
+
+
+class ProcessReader:
+    """Reads every process, and what cannot change of an older one only once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], tuple[str, int]] = {}
+
+    def read(self) -> list[Process]:
+        """All processes now."""
+        found, known = [], {}
+        now_ticks = time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS_PER_S
+        for name in os.listdir(_PROC):  # noqa: PTH208 - twenty times a second
+            if not name.isdigit():
+                continue
+            with contextlib.suppress(OSError):
+                fields = (_PROC / name / "stat").read_bytes().rpartition(b")")[2].split()
+                key = (int(name), int(fields[19]))
+                line, network = self._known.get(key) or _line_and_network(name)
+                if now_ticks - key[1] > _SETTLED_S * _TICKS_PER_S:
+                    known[key] = (line, network)
+                found.append(Process(key[0], line, fields[0].decode(), network))
+        self._known = known
+        return found
+
+
+def _line_and_network(pid: str) -> tuple[str, int]:
+    line = (_PROC / pid / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return line, (_PROC / pid / "ns/net").stat().st_ino
+
+
+class Datagrams:
+    """Sockets inside a network namespace, by which one sees whether packets to a fault's target arrive."""
+
+    def __init__(self, namespace: Path | None, faults: Iterable[FaultCase]) -> None:
+        """Opened in the namespace that this path names, in the own one without a path."""
+        self._pairs: dict[str, tuple[socket.socket, socket.socket]] = {}
+        targets = [fault.to for fault in faults if fault.to]
+        opening = threading.Thread(target=self._open, args=(namespace, targets))
+        opening.start()  # a namespace is entered by one thread, which ends here
+        opening.join()
+        assert len(self._pairs) == len(targets), f"no sockets in {namespace}"
+
+    def _open(self, namespace: Path | None, targets: list[str]) -> None:
+        if namespace is not None:
+            with namespace.open() as file:
+                assert ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET) == 0, "setns"
+        for target in targets:
+            receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            receiver.bind((target, 9))
+            sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            sender.connect((target, 9))
+            self._pairs[target] = (sender, receiver)
+
+    def close(self) -> None:
+        """Give the sockets back."""
+        for pair in self._pairs.values():
+            for one in pair:
+                one.close()
+
+    def arrived(self, target: str) -> int:
+        """How many of 24 datagrams arrive there now. The loopback delivers before send(2) returns, or never."""
+        sender, receiver = self._pairs[target]
+        for _ in range(_DATAGRAMS):
+            with contextlib.suppress(OSError):  # a rule in the way out says EPERM, which is a loss as well
+                sender.send(b"?")
+        count = 0
+        while select.select([receiver], [], [], 0)[0]:
+            receiver.recv(16)
+            count += 1
+        return count
+
+
+def faults_there(tags: Mapping[FaultCase, str], processes: list[Process], datagrams: Datagrams) -> set[str]:
+    """The kinds of fault that are on. `tags` names each fault's victim by a word of its command line."""
+    return {fault.kind for fault, tag in tags.items() if _is_there(fault, tag, processes, datagrams)}
+
+
+def _is_there(fault: FaultCase, tag: str, processes: list[Process], datagrams: Datagrams) -> bool:
+    match fault.seen:
+        case Seen.HOLDER:
+            return any(fault.kind in process.line for process in holders(processes))
+        case Seen.SILENCE | Seen.LOSS:
+            return datagrams.arrived(fault.to) < _DATAGRAMS
+        case Seen.STILL:
+            return victim_state(tag, processes) in {"t", "T"}
+        case Seen.MISSING:
+            return victim_state(tag, processes) is None
+
+
+def holders(processes: list[Process]) -> list[Process]:
+    """Living processes that hold a fault."""
+    return [
+        process for process in processes if "brownout_agent.injector.holder" in process.line and not process.is_dead
+    ]
+
+
+def victim_state(tag: str, processes: list[Process]) -> str | None:
+    """The victim's state letter; None when no such process runs."""
+    return next((one.state for one in processes if one.line.rstrip().endswith(tag) and not one.is_dead), None)
+
+
+def strangers(tags: Mapping[FaultCase, str], processes: list[Process]) -> list[str]:
+    """What a host should not run once its faults are gone: everything but our three programs and victims that run."""
+    left = []
+    for process in processes:
+        is_victim = any(tag in process.line for tag in tags.values())
+        if process.is_dead or any(name in process.line for name in _OURS) or is_victim:
+            continue
+        left.append(f"process in state {process.state}: {process.line.strip()[:120]}")
+    for fault, tag in tags.items():
+        states = [one.state for one in processes if one.line.rstrip().endswith(tag) and not one.is_dead]
+        if fault.has_victim and not (len(states) == 1 and states[0] in "RS"):
+            left.append(f"of {fault.kind} there is not one victim that runs, but those in states {states}")
+    return left
+
+
+def control_groups_of(names: Iterable[str]) -> list[str]:
+    """Control groups that carry one of these names, in every hierarchy."""
+    found = []
+    for root, folders, _ in os.walk("/sys/fs/cgroup"):
+        found += [f"{root}/{folder}" for folder in folders if any(name in folder for name in names)]
+    return found
