@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -273,14 +272,15 @@ def test_a_fault_in_effect_is_seen_and_gone_when_it_is_clean(tmp_path: Path) -> 
 def test_a_control_group_by_our_name_is_residue(tmp_path: Path) -> None:
     mountinfo = Path("/proc/self/mountinfo").read_text()
     memberships = Path("/proc/self/cgroup").read_text()
+    fault_id = new_id()
     parents = [next(group_folders(mountinfo, memberships, name), None) for name in ("pids", "memory", "")]
-    group = next(parent for parent in parents if parent) / f"brownout-fault-{uuid.uuid4()}"
+    group = next(parent for parent in parents if parent) / f"brownout-fault-{fault_id}"
 
     async def told(host: Host) -> None:
         before = await host.look()
         group.mkdir()
         try:
-            found = compare(before, await host.look(), "cpu.load")
+            found = find_residue("host", {fault_id: "cpu.load"}, before, await host.look())
         finally:
             group.rmdir()
         assert f"+ cgroups: {group} with 0 processes" in found.left

@@ -66,7 +66,7 @@ def test_the_order_of_lines_says_nothing(fingerprint: Fingerprint, random: objec
 def test_any_line_that_appears_in_a_touched_section_is_residue(
     before: Fingerprint, line: str, kind: str, data: st.DataObject
 ) -> None:
-    section = data.draw(st.sampled_from(sorted(touched_sections([kind]) - BY_NUMBER)))
+    section = data.draw(st.sampled_from(sorted(touched_sections([kind]) - BY_NUMBER - {Section.CGROUPS})))
     after = replace(before, sections={**before.sections, section: (*before.sections[section], line)})
     found = compare(before, after, kind)
     assert (found.state, found.left) == (ResidueState.RESIDUE, (f"+ {section.value}: {line}",))
@@ -129,6 +129,12 @@ def test_what_another_runs_fault_does_meanwhile_is_not_ours() -> None:
     assert compare(look(), after, "disk.fill").left == ("+ nft: table inet brownout-3f00aa",)
     own = find_residue("app-1", {other: "disk.fill"}, look(), after)
     assert len(own.left) == 5
+
+
+def test_a_control_group_is_the_residue_of_the_run_whose_fault_it_names() -> None:
+    after = look({Section.CGROUPS: ["/sys/fs/cgroup/brownout-fault-f-cpu.load with 0 processes"]})
+    assert compare(look(), after, "cpu.load").state is ResidueState.RESIDUE
+    assert compare(look(), after, "memory.load").state is ResidueState.CLEAN
 
 
 # ---- free space and the clock ----------------------------------------------------------------------------------------

@@ -104,9 +104,13 @@ def _holders() -> list[_Holder]:
 
 
 def _cgroups() -> list[str]:
-    elsewhere = {one.fault_id for one in _all_holders() if one.has_another_injector}
-    groups = cgroup_tree.read_cgroups(cgroups.PREFIX)
-    return [line for line in groups if not any(fault_id in line for fault_id in elsewhere)]
+    """Those of another living injector are told of there; so are those of hosts that share nothing but the kernel."""
+    elsewhere = {cgroups.PREFIX + one.fault_id for one in _all_holders() if one.has_another_injector}
+    return [
+        f"{group} with {len(pids)} processes"
+        for group, pids in cgroup_tree.read_cgroups(cgroups.PREFIX).items()
+        if group.name not in elsewhere and (not pids or any(map(process_states.shares_our_network, pids)))
+    ]
 
 
 def _unnamed_files() -> list[str]:

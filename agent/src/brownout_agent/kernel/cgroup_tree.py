@@ -8,8 +8,8 @@ from brownout_agent.kernel.cgroups import group_folders
 from brownout_agent.kernel.processes import PROC
 
 
-def read_cgroups(prefix: str) -> list[str]:
-    """One line for each group whose name begins with `prefix`, and for those below it, with how many processes it has.
+def read_cgroups(prefix: str) -> dict[Path, tuple[int, ...]]:
+    """The processes of each group whose name begins with `prefix`, and of those below it, by pid.
 
     Looked for where a process of ours could make one: beside this process's own group and all above it.
 
@@ -17,7 +17,7 @@ def read_cgroups(prefix: str) -> list[str]:
         OSError: /proc is not there.
     """
     found = {group for parent in _parents() for named in _named(parent, prefix) for group in _tree(named)}
-    return [_line(group) for group in sorted(found)]
+    return {group: _members(group) for group in sorted(found)}
 
 
 def _parents() -> set[Path]:
@@ -41,9 +41,8 @@ def _tree(group: Path) -> Iterator[Path]:
     return (Path(folder) for folder, _, _ in os.walk(group))
 
 
-def _line(group: Path) -> str:
+def _members(group: Path) -> tuple[int, ...]:
     try:
-        count = len((group / "cgroup.procs").read_text().split())
+        return tuple(map(int, (group / "cgroup.procs").read_text().split()))
     except OSError:  # a threaded group, or one that is just going
-        return str(group)
-    return f"{group} with {count} processes"
+        return ()

@@ -54,6 +54,7 @@ class _Difference:
 class _Others:
     """Faults of other runs that were in effect at one of the looks: what they do there is theirs to undo."""
 
+    own: frozenset[str]
     names: frozenset[str]
     sections: frozenset[Section]
 
@@ -63,9 +64,12 @@ class _Others:
         held = (found for line in lines if (found := LIVE_HOLDER.fullmatch(line)))
         kinds = {one["fault_id"]: one["kind"] for one in held if one["fault_id"] not in faults}
         moved = touched_sections(kinds.values()) & _BY_AMOUNT
-        return cls(frozenset(kinds) | frozenset(map(table_name, kinds)), moved)
+        return cls(frozenset(faults), frozenset(kinds) | frozenset(map(table_name, kinds)), moved)
 
     def explain(self, section: Section, line: str) -> bool:
+        """Whether a line is theirs. A control group names its fault; hosts that share a kernel see each other's."""
+        if section is Section.CGROUPS:
+            return not any(fault_id in line for fault_id in self.own)
         return section in self.sections or any(name in line for name in self.names)
 
 

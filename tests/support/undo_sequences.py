@@ -1,0 +1,283 @@
+"""Random sequences of faults on one host, each ended in a random way, and what the kernel shows before and after.
+
+The host is a real injector in a network and a mount namespace of its own, with a small disk, with rules and a queueing
+discipline of somebody else's, and with processes that faults may pause and kill. What is compared is read by `tc`,
+`nft`, /proc and statvfs, and beside them by the fingerprint: both must say that nothing is left.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from brownout_agent.fingerprint import Fingerprint, from_wire
+from brownout_agent.frames import to_value
+from brownout_agent.kernel.cgroups import PREFIX, group_folders
+from brownout_controller.analysis.residue import find_residue
+from brownout_controller.record import ResidueState
+from brownout_protos.v1 import fault_pb2, injector_pb2
+
+from tests.support.disks import MIB, ext4
+from tests.support.injectors import ACCEPTED, Client, connect, holders, injector
+
+DISK_BYTES = 512 * MIB
+FAULTS_MAX = 3
+EQUAL_WITHIN_S = 5.0
+_VICTIMS = 2
+_VICTIM = "import time\nprint('ready', flush=True)\nwhile True: time.sleep(0.05)"
+_FOREIGN_RULES = """
+table inet firewall { chain in { type filter hook input priority 0; tcp dport 9 counter accept; }; }
+table ip brown { set peers { type ipv4_addr; elements = { 10.0.0.1 }; }; }
+"""
+_UNDO_THREE_TIMES = """
+import sys
+from pathlib import Path
+from brownout_agent.injector.journal import decode
+from brownout_agent.injector.undoing import undo_entry
+entries = decode(Path(sys.argv[1]).read_bytes()).entries
+for entry in [entries[fault_id] for fault_id in sys.argv[2:]] * 3:
+    if left := undo_entry(entry):
+        raise SystemExit(f"{entry.kind}: {left}")
+"""
+_TBF = ("rate", "1gbit", "burst", "1mb", "latency", "400ms")
+_STATE_IS_WELL = frozenset("RSDI")
+
+
+@dataclass
+class Host:
+    """The host, how to speak to its injector, and what that has said."""
+
+    folder: Path
+    disk: Path
+    pid: int
+    client: Client = field(init=False)
+    injector: asyncio.subprocess.Process = field(init=False)
+    states: dict[str, "fault_pb2.FaultState.ValueType"] = field(default_factory=dict)
+    replies: dict[str, fault_pb2.OrderReply] = field(default_factory=dict)
+    _life: AsyncExitStack = field(default_factory=AsyncExitStack)
+    _children: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+
+    @property
+    def inside(self) -> tuple[str, ...]:
+        return ("nsenter", f"--target={self.pid}", "--net", "--mount", "--")
+
+    @property
+    def tag(self) -> str:
+        return f"victim-of-{self.folder.name}"
+
+    def run(self, *argv: object, stdin: str = "") -> str:
+        """A program in the host's namespaces; what it prints."""
+        inside = [*self.inside, *map(str, argv)]
+        done = subprocess.run(inside, check=False, input=stdin, text=True, capture_output=True)
+        assert done.returncode == 0, f"{argv}: {done.stderr}"
+        return done.stdout
+
+    async def start(self) -> None:
+        """The injector, and a connection to it."""
+        self.injector = await self._life.enter_async_context(injector(self.folder, under=self.inside))
+        self.client = await connect(self.folder)
+
+    async def end(self) -> None:
+        self.client.writer.close()
+        await self._life.aclose()
+
+    async def kill_and_start(self) -> None:
+        """SIGKILL for the injector; its watchdog and its next life compete for the undo."""
+        self.injector.kill()
+        await self.injector.wait()
+        await self.end()
+        self._life = AsyncExitStack()
+        await self.start()
+        self.client.send(inspect=injector_pb2.Inspect())
+
+    def spawn_victims(self) -> None:
+        """Processes that faults may pause and kill."""
+        for _ in range(_VICTIMS):
+            argv = [*self.inside, sys.executable, "-S", "-c", _VICTIM, self.tag]
+            victim = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            self._children.append(victim)
+            assert victim.stdout is not None
+            assert victim.stdout.readline() == b"ready\n"
+            victim.stdout.close()
+
+    def end_victims(self) -> None:
+        """Those that we started, and those that an undo has started again."""
+        for pid in self.victims():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for child in self._children:
+            child.wait()
+
+    def victims(self) -> dict[int, str]:
+        """State letters by pid, without the dead."""
+        found = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                if state not in "ZX" and self.tag.encode() in (entry / "cmdline").read_bytes().split(b"\0"):
+                    found[int(entry.name)] = state
+        return found
+
+    def kernel(self) -> dict[str, str]:
+        """What administrators' tools show of this host."""
+        space = os.statvfs(self.disk)
+        states = ("runs" if state in _STATE_IS_WELL else f"is in state {state}" for state in self.victims().values())
+        return {
+            "qdiscs": self.run("tc", "qdisc", "show"),
+            "rules": self.run("nft", "--stateless", "list", "ruleset"),
+            "mounts": self.run("cat", "/proc/self/mountinfo"),
+            "free blocks and files": str((space.f_bfree, space.f_ffree)),
+            "victims": ", ".join(sorted(states)),
+            "groups": ", ".join(self._groups()),
+            "holders": ", ".join(str(pid) for fault_id in self.states for pid in holders(fault_id)),
+        }
+
+    async def look(self) -> Fingerprint:
+        """A fingerprint."""
+        question = fault_pb2.TakeFingerprint(fingerprint_id=str(uuid.uuid4()), folders=[str(self.disk)])
+        self.client.send(fingerprint=question)
+        answer = await self.client.until(lambda message: message.fingerprint.fingerprint_id == question.fingerprint_id)
+        return from_wire(answer.fingerprint)
+
+    async def hear(self, enough: Callable[[], bool]) -> None:
+        """Read what the injector says until that is enough."""
+        if not enough():
+            await self.client.until(lambda message: self._note(message) or enough())
+
+    def _note(self, message: injector_pb2.FromInjector) -> bool:
+        reports = [message.report] if message.HasField("report") else list(message.inspection.faults)
+        self.states |= {report.fault_id: report.state for report in reports}
+        if message.HasField("reply"):
+            self.replies[message.reply.fault_id] = message.reply
+        return False
+
+    def _groups(self) -> list[str]:
+        """Our control groups that name a fault of this host."""
+        mountinfo, own = Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()
+        parents = {next(group_folders(mountinfo, own, name), None) for name in ("memory", "pids", "")}
+        names = (parent / f"{PREFIX}{fault_id}" for parent in parents if parent for fault_id in self.states)
+        return [str(path) for path in names if path.exists()]
+
+
+@asynccontextmanager
+async def undo_host(folder: Path) -> AsyncIterator[Host]:
+    """A host with what belongs to others already there; nothing of it stays."""
+    with ext4(folder, DISK_BYTES) as disk:
+        keeper = await asyncio.create_subprocess_exec(
+            *("unshare", "--net", "--mount", "--propagation", "private", "--", "sleep", "infinity")
+        )
+        host = Host(folder, disk, keeper.pid)
+        try:
+            while not _is_apart(keeper.pid):
+                await asyncio.sleep(0.005)
+            if Path("/run/netns").is_mount():  # else it would lose those that other tests delete meanwhile
+                host.run("umount", "--recursive", "--lazy", "/run/netns")
+            host.run("ip", "link", "set", "lo", "up")
+            host.run("tc", "qdisc", "add", "dev", "lo", "root", "handle", "7:", "tbf", *_TBF)
+            host.run("nft", "-f", "-", stdin=_FOREIGN_RULES)
+            host.spawn_victims()
+            await host.start()
+            try:
+                yield host
+            finally:
+                await host.end()
+        finally:
+            host.end_victims()
+            keeper.kill()
+            await keeper.wait()
+
+
+def _is_apart(pid: int) -> bool:
+    return all(
+        Path(f"/proc/{pid}/ns/{name}").readlink() != Path(f"/proc/self/ns/{name}").readlink() for name in ("net", "mnt")
+    )
+
+
+# ---- one sequence ----------------------------------------------------------------------------------------------------
+
+
+def _choose(host: Host, rng: random.Random) -> list[tuple[str, dict[str, Any]]]:
+    """One to FAULTS_MAX faults of different kinds; at most one that means the victims."""
+    disk = {"path": str(host.disk)}
+    on_victims: list[tuple[str, dict[str, Any]]] = [
+        ("process.pause", {"command": host.tag}),
+        ("process.kill", {"command": host.tag, "restart": True}),
+    ]
+    others: list[tuple[str, dict[str, Any]]] = [
+        ("cpu.load", {"percent": 1, "of": "own", "cores": "0"}),
+        ("memory.load", {"size": "16MiB"}),
+        ("disk.io", {"write": "1MiB/s", "file_size": "4MiB", **disk}),
+        ("disk.fill", {"size": f"{rng.randint(1, 200)}MiB", **disk}),
+        ("network.blackhole", {"to": "127.0.0.9", "port": rng.randint(1024, 9999)}),
+        ("network.loss", {"to": "127.0.0.8", "percent": rng.randint(1, 100)}),
+    ]
+    return rng.sample([rng.choice(on_victims), *others], rng.randint(1, FAULTS_MAX))
+
+
+async def play(host: Host, rng: random.Random) -> str:
+    """One sequence. Returns what was done.
+
+    Raises:
+        AssertionError: the host is not as it was; the text says in what.
+    """
+    before, first_look = host.kernel(), await host.look()
+    faults = {str(uuid.UUID(int=rng.getrandbits(128))): chosen for chosen in _choose(host, rng)}
+    end = rng.choice(("time", "stop", "three stops", "kill of the holders", "kill of the injector"))
+    host.client.reaches_its_controller = rng.random() < 0.8
+    for fault_id, (kind, parameters) in faults.items():
+        values = {name: to_value(value) for name, value in parameters.items()}
+        duration_ms = 300 if end == "time" else 30_000
+        host.client.inject(fault_id, kind=kind, parameters=values, duration_ms=duration_ms)
+        await host.hear(lambda fault_id=fault_id: fault_id in host.replies)  # type: ignore[misc]
+    begun = {fault_id: kind for fault_id, (kind, _) in faults.items() if host.replies[fault_id].outcome == ACCEPTED}
+    if rng.random() < 0.7:  # else what is ended is only begun, or half applied
+        await host.hear(lambda: all(host.states.get(one, 0) >= fault_pb2.ACTIVE for one in begun))
+    records = host.folder / "records"
+    records.write_bytes((host.folder / "state/journal").read_bytes())  # what is over is kept there by its name only
+    await _end(host, end, begun)
+    await host.hear(lambda: all(host.states.get(one) == fault_pb2.CLEAN for one in begun))
+    if rng.random() < 0.3:
+        end += ", and three more undos from the journal"
+        host.run(sys.executable, "-c", _UNDO_THREE_TIMES, records, *begun)
+    told = f"{', '.join(kind for kind, _ in faults.values())} ended by {end}"
+    await _see_equal(host, before, first_look, begun, told)
+    return told
+
+
+async def _end(host: Host, end: str, begun: dict[str, str]) -> None:
+    match end:
+        case "stop" | "three stops":
+            for fault_id in [*begun] * (1 if end == "stop" else 3):
+                host.client.send(stop=fault_pb2.Stop(fault_id=fault_id, reason="enough"))
+        case "kill of the holders":
+            for fault_id in begun:
+                for pid in holders(fault_id):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                # One that was only about to be started is there none the less.
+                host.client.send(stop=fault_pb2.Stop(fault_id=fault_id, reason="its holder may have lived on"))
+        case "kill of the injector":
+            await host.kill_and_start()
+
+
+async def _see_equal(
+    host: Host, before: dict[str, str], first_look: Fingerprint, begun: dict[str, str], told: str
+) -> None:
+    deadline_s = time.monotonic() + EQUAL_WITHIN_S
+    while True:
+        after = host.kernel()
+        found = find_residue("host", begun, first_look, await host.look())
+        other = [f"{name}: {before[name]!r} -> {after[name]!r}" for name in before if before[name] != after[name]]
+        if not other and found.state is ResidueState.CLEAN:
+            return
+        assert time.monotonic() < deadline_s, f"after {told}: {other} {found}"
+        await asyncio.sleep(0.05)
