@@ -78,9 +78,12 @@ class Agent:
             log.info("no session with %s: %s", where, why_not(error, self._identity))
 
     async def _open(self) -> Stream:
-        stream = await Stream.open(self._identity, self._hello())
+        hello = self._hello()
+        stream = await Stream.open(self._identity, hello)
         try:
             self._welcomed(stream.welcome)
+            if self._identity.trusts != hello.trusts:
+                self._outbox.put(fleet_pb2.AgentMessage(hello=self._hello()))
         except BaseException:
             await stream.close()
             raise
@@ -181,6 +184,7 @@ class Agent:
         match message.WhichOneof("body"):
             case "welcome":
                 self._welcomed(message.welcome)
+                self._outbox.put(fleet_pb2.AgentMessage(hello=self._hello()))  # it is here, and trusts what it was told
             case "clock":
                 reply = fleet_pb2.ClockReply(
                     number=message.clock.number, received_boottime_ns=received_ns, sent_boottime_ns=boottime_ns()
@@ -225,7 +229,6 @@ class Agent:
             controllers_of(welcome.authority_pem)  # else no controller could be reached any more
             save_authority(self._folder, welcome.authority_pem)
             self._identity = replace(self._identity, authority_pem=welcome.authority_pem)
-            self._outbox.put(fleet_pb2.AgentMessage(hello=self._hello()))
             log.info("the controller's authorities have changed")
         if welcome.renew:
             self._renew_now.set()

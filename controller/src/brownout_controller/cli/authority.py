@@ -1,6 +1,7 @@
 """ca status, ca rotate: the authority that makes every identity, and changing it without losing an agent."""
 
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -72,13 +73,18 @@ def rotate(
     progress().print(f"next: brownout ca status; then brownout ca rotate goes to {FOLLOWING[rotation.phase]}")
 
 
-def _behind(authority: Authority, agents: list[AgentLine]) -> list[dict[str, str]]:
+def agents_behind(authority: Authority, agents: Sequence[AgentLine]) -> list[tuple[Standing, str]]:
+    """Agents that are in good standing and have not come along with the phase, and what each lacks."""
     known = [
         Standing(one.agent_id, one.host or "", one.seen_ns, one.trusts or "", one.generation, one.expires_ns or 0)
         for one in agents
         if one.withdrawn_as is None
     ]
-    found = laggards(authority.rotation, authority.bundle_digest, known, time.time_ns())
+    return laggards(authority.rotation, authority.bundle_digest, known, time.time_ns())
+
+
+def _behind(authority: Authority, agents: Sequence[AgentLine]) -> list[dict[str, str]]:
+    found = agents_behind(authority, agents)
     return [{"host": one.host or "(never seen)", "agent_id": one.agent_id, "lacks": lack} for one, lack in found]
 
 

@@ -89,7 +89,7 @@ class Authority:
         Raises:
             AuthorityError: it is damaged, open to others, or of an earlier version.
         """
-        self._folder = folder
+        self.folder = folder
         self._agent_life = agent_life
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -195,7 +195,7 @@ class Authority:
         """
         with self._alone():
             for number in rotation.trusted:
-                if not (self._folder / str(number)).is_dir():
+                if not (self.folder / str(number)).is_dir():
                     self._make(number, self.cluster)
             self._keep(rotation, self.cluster)
             for number in set(self._generations) - set(rotation.trusted):
@@ -204,14 +204,14 @@ class Authority:
 
     def _forget(self, number: int) -> None:
         """Its keys are worth nothing any more, and shall not lie about."""
-        over = self._folder / f"{number}.over"
-        (self._folder / str(number)).rename(over)
+        over = self.folder / f"{number}.over"
+        (self.folder / str(number)).rename(over)
         shutil.rmtree(over)
 
     def _found(self) -> None:
-        if (self._folder / "authority.key").exists():
+        if (self.folder / "authority.key").exists():
             raise AuthorityError(
-                f"the authority in {self._folder} is of a version without intermediates. Next: move that folder away "
+                f"the authority in {self.folder} is of a version without intermediates. Next: move that folder away "
                 "and let every host join again"
             )
         cluster = str(uuid.uuid4())
@@ -220,12 +220,12 @@ class Authority:
 
     def _make(self, number: int, cluster: str) -> None:
         root = make_root(cluster, _now())
-        fresh = self._folder / f"{number}.new"
+        fresh = self.folder / f"{number}.new"
         fresh.mkdir(mode=0o700, exist_ok=True)  # it may be there of an attempt that was cut off
         write_durably(fresh / f"{_ROOT}.pem", root.pem)
         for role in (AGENTS, CONTROLLERS):
             write_durably(fresh / f"{role}.pem", make_intermediate(root, cluster, role, _now()).pem)
-        fresh.rename(self._folder / str(number))
+        fresh.rename(self.folder / str(number))
 
     def _keep(self, rotation: Rotation, cluster: str) -> None:
         document = {
@@ -235,7 +235,7 @@ class Authority:
         write_durably(self._rotation_path, json.dumps(document).encode())
 
     def _load(self, number: int) -> dict[str, Signer]:
-        folder = self._folder / str(number)
+        folder = self.folder / str(number)
         return {role: Signer.from_pem(_read_own(folder / f"{role}.pem")) for role in (_ROOT, AGENTS, CONTROLLERS)}
 
     def _signed_by(self, certificate: x509.Certificate) -> int | None:
@@ -251,12 +251,12 @@ class Authority:
 
     @property
     def _rotation_path(self) -> Path:
-        return self._folder / "rotation.json"
+        return self.folder / "rotation.json"
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """No other process makes or rotates meanwhile."""
-        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
