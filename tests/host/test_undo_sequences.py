@@ -17,6 +17,7 @@ SEQUENCES = 30
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_thirty_random_sequences_leave_the_host_as_it_was_to_the_byte(tmp_path: Path) -> None:
     seed = int(os.environ.get("BROWNOUT_SEED", random.SystemRandom().getrandbits(32)))
     print(f"BROWNOUT_SEED={seed}")

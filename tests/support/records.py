@@ -4,7 +4,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from brownout_controller.record import Event, EventKind, FaultOutcome, RunRecord, Series, Vantage
+from brownout_controller.record import (
+    Event,
+    EventKind,
+    FaultOutcome,
+    HostResidue,
+    ResidueState,
+    RunRecord,
+    Series,
+    Vantage,
+)
 
 START_NS = 1_795_528_900 * 10**9
 """2026-11-24 14:01:40 UTC."""
@@ -165,6 +174,9 @@ def lost_primary() -> RunRecord:
             change(51.2, "DOWN", "UP"),
         ),
         probe_thresholds={"checkout": 300.0},
+        residue=(
+            HostResidue("app-1", ResidueState.CLEAN, (), ("+ mounts: /mnt nfs store:/mnt",), ("iptables: no program",)),
+        ),
     )
 
 

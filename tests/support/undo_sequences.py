@@ -179,7 +179,9 @@ async def undo_host(folder: Path) -> AsyncIterator[Host]:
         try:
             while not _is_apart(keeper.pid):
                 await asyncio.sleep(0.005)
-            if Path("/run/netns").is_mount():  # else it would lose those that other tests delete meanwhile
+            if (
+                " /run/netns " in Path("/proc/self/mountinfo").read_text()
+            ):  # else it would lose those that other tests delete meanwhile
                 host.run("umount", "--recursive", "--lazy", "/run/netns")
             host.run("ip", "link", "set", "lo", "up")
             host.run("tc", "qdisc", "add", "dev", "lo", "root", "handle", "7:", "tbf", *_TBF)
@@ -197,9 +199,8 @@ async def undo_host(folder: Path) -> AsyncIterator[Host]:
 
 
 def _is_apart(pid: int) -> bool:
-    return all(
-        Path(f"/proc/{pid}/ns/{name}").readlink() != Path(f"/proc/self/ns/{name}").readlink() for name in ("net", "mnt")
-    )
+    spaces = (Path(f"/proc/{pid}/ns"), Path("/proc/self/ns"))
+    return all((spaces[0] / name).readlink() != (spaces[1] / name).readlink() for name in ("net", "mnt"))
 
 
 # ---- one sequence ----------------------------------------------------------------------------------------------------

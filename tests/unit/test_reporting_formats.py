@@ -79,7 +79,9 @@ def test_a_document_has_the_keys_that_others_rely_on() -> None:
 
     assert document["verdict"] == "deviated"
     assert document["exit_code"] == 10
-    assert document["residue"] == {"state": "not_audited", "hosts": [], "faults": []}
+    assert (document["residue"]["state"], document["residue"]["faults"]) == ("clean", [])
+    assert [host["host"] for host in document["residue"]["hosts"]] == ["app-1"]
+    assert to_document(record(), judge(record()))["residue"] == {"state": "not_audited", "hosts": [], "faults": []}
     assert document["effects"][0]["achieved"] == 100.0
     assert document["anatomy"][0]["marks"]["moved"]["at_ns"] == at(22.4)
     assert document["anatomy"][0]["durations_ms"]["time_to_failover"] == {

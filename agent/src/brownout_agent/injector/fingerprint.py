@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from brownout_agent.fingerprint import RESERVED, Fingerprint, Section, cut_section, is_reserved
 from brownout_agent.injector import holder
@@ -38,9 +39,9 @@ def take_fingerprint(folders: Iterable[str]) -> Fingerprint:
     Args:
         folders: where disk faults work; of those that are absolute the first FOLDERS_MAX.
     """
-    asked = [folder for folder in folders if folder.startswith("/")][:FOLDERS_MAX]
+    look = _Look([folder for folder in folders if folder.startswith("/")][:FOLDERS_MAX])
     sections, unread = {}, {}
-    for section, read in _readers(asked).items():
+    for section, read in look.readers().items():
         try:
             sections[section.value] = cut_section(read())
         except OSError as error:
@@ -51,28 +52,10 @@ def take_fingerprint(folders: Iterable[str]) -> Fingerprint:
     return Fingerprint(sections, unread, boottime_ns(), boot_id())
 
 
-def _readers(folders: list[str]) -> dict[Section, Callable[[], list[str]]]:
-    return {
-        Section.QDISCS: rtnetlink.read_qdiscs,
-        Section.INTERFACES: rtnetlink.read_interfaces,
-        Section.NFT: lambda: [table.text for table in netfilter.read_nft()],
-        Section.NFT_RULES: lambda: [table.digest for table in netfilter.read_nft() if not is_reserved(table.name)],
-        Section.IPTABLES: lambda: [table.digest for table in netfilter.read_iptables()],
-        Section.CGROUPS: _cgroups,
-        Section.HOLDERS: lambda: [one.text for one in _holders()],
-        Section.UNNAMED_FILES: _unnamed_files,
-        Section.STOPPED: _stopped,
-        Section.MOUNTS: mounts.read_mounts,
-        Section.DEVICE_MAPPER: mounts.read_device_mapper,
-        Section.SPACE: lambda: mounts.read_space(folders),
-        Section.FILES: lambda: [files.read_file(path) for path in _FILES],
-        Section.SYSCTLS: lambda: files.read_sysctls(_SYSCTLS),
-        Section.CLOCK: lambda: [str(wall_offset_ns())],
-    }
-
-
 @dataclass(frozen=True, slots=True)
 class _Holder:
+    """A process that holds a fault, whosever."""
+
     pid: int
     kind: str
     fault_id: str
@@ -89,40 +72,67 @@ class _Holder:
         return f"{orphaned}{RESERVED} holder, process {self.pid}, of {self.kind} {self.fault_id}"
 
 
-def _all_holders() -> list[_Holder]:
-    """Every process that holds a fault, whosever. What a holder forks has its command line."""
-    name = holder.__name__
-    found = [(pid, argv[argv.index(name) + 1 :]) for pid, argv in process_states.command_lines(name)]
-    return [_Holder(pid, *arguments[:3]) for pid, arguments in found if len(arguments) >= 3]
+class _Look:
+    """One look. What several sections need is read once."""
 
+    def __init__(self, folders: list[str]) -> None:
+        self._folders = folders
 
-def _holders() -> list[_Holder]:
-    """Those of this injector, and of dead ones."""
-    return [
-        one for one in _all_holders() if not one.has_another_injector and process_states.shares_our_network(one.pid)
-    ]
+    def readers(self) -> dict[Section, Callable[[], list[str]]]:
+        """Who reads which section; each may raise OSError."""
+        return {
+            Section.QDISCS: rtnetlink.read_qdiscs,
+            Section.INTERFACES: rtnetlink.read_interfaces,
+            Section.NFT: lambda: [table.text for table in self._tables],
+            Section.NFT_RULES: lambda: [table.digest for table in self._tables if not is_reserved(table.name)],
+            Section.IPTABLES: lambda: [table.digest for table in netfilter.read_iptables()],
+            Section.CGROUPS: self._cgroups,
+            Section.HOLDERS: lambda: [one.text for one in self._ours],
+            Section.UNNAMED_FILES: self._unnamed_files,
+            Section.STOPPED: self._stopped,
+            Section.MOUNTS: mounts.read_mounts,
+            Section.DEVICE_MAPPER: mounts.read_device_mapper,
+            Section.SPACE: lambda: mounts.read_space(self._folders),
+            Section.FILES: lambda: [files.read_file(path) for path in _FILES],
+            Section.SYSCTLS: lambda: files.read_sysctls(_SYSCTLS),
+            Section.CLOCK: lambda: [str(wall_offset_ns())],
+        }
 
+    @cached_property
+    def _tables(self) -> list[netfilter.Table]:
+        return netfilter.read_nft()
 
-def _cgroups() -> list[str]:
-    """Those of another living injector are told of there; so are those of hosts that share nothing but the kernel."""
-    elsewhere = {cgroups.PREFIX + one.fault_id for one in _all_holders() if one.has_another_injector}
-    return [
-        f"{group} with {len(pids)} processes"
-        for group, pids in cgroup_tree.read_cgroups(cgroups.PREFIX).items()
-        if group.name not in elsewhere and (not pids or any(map(process_states.shares_our_network, pids)))
-    ]
+    @cached_property
+    def _holders(self) -> list[_Holder]:
+        """All of this kernel. What a holder forks has its command line."""
+        name = holder.__name__
+        found = [(pid, argv[argv.index(name) + 1 :]) for pid, argv in process_states.command_lines(name)]
+        return [_Holder(pid, *arguments[:3]) for pid, arguments in found if len(arguments) >= 3]
 
+    @cached_property
+    def _ours(self) -> list[_Holder]:
+        """Those of this injector, and of dead ones."""
+        mine = [one for one in self._holders if not one.has_another_injector]
+        return [one for one in mine if process_states.shares_our_network(one.pid)]
 
-def _unnamed_files() -> list[str]:
-    pids = {os.getpid(): f"{RESERVED} injector, process {os.getpid()}"} | {one.pid: one.text for one in _holders()}
-    return [f"{who}: {line}" for pid, who in pids.items() for line in process_states.unnamed_files(pid)]
+    def _cgroups(self) -> list[str]:
+        """Those of other living injectors are theirs to tell of, as are those of hosts that share but the kernel."""
+        elsewhere = {cgroups.PREFIX + one.fault_id for one in self._holders if one.has_another_injector}
+        return [
+            f"{group} with {len(pids)} processes"
+            for group, pids in cgroup_tree.read_cgroups(cgroups.PREFIX).items()
+            if group.name not in elsewhere and (not pids or any(map(process_states.shares_our_network, pids)))
+        ]
 
+    def _unnamed_files(self) -> list[str]:
+        pids = {os.getpid(): f"{RESERVED} injector, process {os.getpid()}"} | {one.pid: one.text for one in self._ours}
+        return [f"{who}: {line}" for pid, who in pids.items() for line in process_states.unnamed_files(pid)]
 
-def _stopped() -> list[str]:
-    lines = []
-    held_by = {one.pid: f" ({one.text})" for one in _all_holders()}
-    for one in process_states.halted_processes():
-        what = "stopped" if one.is_stopped else "traced"
-        by = f" by process {one.tracer_pid}{held_by.get(one.tracer_pid, '')}" if one.tracer_pid else ""
-        lines.append(f"{one.comm}, process {one.pid} started at tick {one.start_ticks}, is {what}{by}")
-    return lines
+    def _stopped(self) -> list[str]:
+        lines = []
+        held_by = {one.pid: f" ({one.text})" for one in self._holders}
+        for one in process_states.halted_processes():
+            what = "stopped" if one.is_stopped else "traced"
+            by = f" by process {one.tracer_pid}{held_by.get(one.tracer_pid, '')}" if one.tracer_pid else ""
+            lines.append(f"{one.comm}, process {one.pid} started at tick {one.start_ticks}, is {what}{by}")
+        return lines

@@ -10,10 +10,11 @@ from brownout_protos.v1 import fault_pb2, fleet_pb2
 from brownout_controller.analysis.residue import find_residue, unknown
 from brownout_controller.record import HostResidue, ResidueState
 
-ANSWER_WITHIN_S = 5.0
-"""A look takes some tens of milliseconds; a host with a busy disk or CPU takes longer."""
+ANSWER_WITHIN_S = 10.0
+"""A look takes some tens of milliseconds; a host with a busy disk or CPU takes seconds."""
+GONE_WITHIN_S = 5.0
+"""What goes by itself until then is no residue: the kernel frees some things a moment later."""
 LOOK_AGAIN_AFTER_S = 0.5
-"""What goes by itself within ANSWER_WITHIN_S is no residue: the kernel frees some things a moment later."""
 
 Send = Callable[[str, fleet_pb2.ControllerMessage], bool]
 """Sends a message to a host; False when it is not connected."""
@@ -69,22 +70,27 @@ class Fingerprints:
         )
 
     async def find_residue(self, faults: Mapping[str, Mapping[str, str]]) -> None:
-        """Look at these hosts again, and once more while something is left, for ANSWER_WITHIN_S at most.
+        """Look at these hosts again, and once more while something is left, for GONE_WITHIN_S.
 
         `faults` are those that each host had: kinds by fault id.
         """
         self._is_over = True
         self._asked.clear()
-        deadline_s = asyncio.get_running_loop().time() + ANSWER_WITHIN_S
+        loop = asyncio.get_running_loop()
+        begun_s = loop.time()
         try:
-            async with asyncio.timeout_at(deadline_s):
-                while hosts := [found.host for found in self.residue(faults) if found.state is not ResidueState.CLEAN]:
+            async with asyncio.timeout_at(begun_s + ANSWER_WITHIN_S):
+                self.ask(faults)
+                await self._all_answered()
+                while (hosts := self._not_clean(faults)) and loop.time() < begun_s + GONE_WITHIN_S:
+                    await asyncio.sleep(LOOK_AGAIN_AFTER_S)
                     self.ask(hosts)
                     await self._all_answered()
-                    if any(found.state is not ResidueState.CLEAN for found in self.residue(faults)):
-                        await asyncio.sleep(LOOK_AGAIN_AFTER_S)
         except TimeoutError:
             return
+
+    def _not_clean(self, faults: Mapping[str, Mapping[str, str]]) -> list[str]:
+        return [found.host for found in self.residue(faults) if found.state is not ResidueState.CLEAN]
 
     def residue(self, faults: Mapping[str, Mapping[str, str]]) -> tuple[HostResidue, ...]:
         """What is known of each of these hosts now."""
@@ -100,7 +106,7 @@ class Fingerprints:
 
     def _reason(self, host: str) -> str:
         if host in self.waiting:
-            return f"no answer within {ANSWER_WITHIN_S:g} s"
+            return "it did not answer in time"
         return self._why_not.get(host, "it was not among the hosts of this run then")
 
     async def _all_answered(self) -> None:
