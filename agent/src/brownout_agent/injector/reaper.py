@@ -6,6 +6,7 @@ watchdog, a process of its own session that waits for the injector to die.
 
 import asyncio
 import logging
+import signal
 import subprocess
 import sys
 import time
@@ -19,12 +20,15 @@ from brownout_agent.injector.journal import Entry, Journal, JournalError, Journa
 from brownout_agent.injector.lifecycle import Cause
 from brownout_agent.injector.threads import in_thread
 from brownout_agent.injector.undoing import UNDO_TIMEOUT_S, undo_entry
-from brownout_agent.kernel.processes import ProcessKey, key_of, wait_dead
+from brownout_agent.kernel.processes import ProcessKey, key_of, read_stat, send_signal, wait_dead
 
 log = logging.getLogger(__name__)
 
 TRIES = 15
 RETRY_AFTER_S = 2.0
+STOPPED_MAX_S = 15.0
+"""How long an injector may be stopped (SIGSTOP); WatchdogSec= of its unit allows as much."""
+_LOOK_EVERY_S = 1.0
 _RESPAWN_AFTER_S = 1.0
 
 
@@ -68,12 +72,11 @@ def note_reaped(journal: Journal, left: Mapping[str, tuple[str, ...]]) -> list[E
 
 
 def watch(folder: Path, injector: ProcessKey) -> int:
-    """Wait for the injector's death, then reap. Returns an exit code: 0 when all is clean.
+    """Wait for the injector's death, see to it if it is frozen, then reap. Returns an exit code: 0 when all is clean.
 
     An injector that was started again meanwhile holds the journal, has reaped by itself and has its own watchdog.
     """
-    while wait_dead([injector], timeout_s=3600):
-        continue
+    _outwait(injector)
     for attempt in range(TRIES):
         if attempt:
             time.sleep(RETRY_AFTER_S)
@@ -91,6 +94,17 @@ def watch(folder: Path, injector: ProcessKey) -> int:
         if not reaped.residue:
             return 0
     return 1
+
+
+def _outwait(injector: ProcessKey) -> None:
+    """Return when the injector is dead. One that stays stopped keeps no promise, so it is killed."""
+    stopped_s = 0.0
+    while wait_dead([injector], timeout_s=_LOOK_EVERY_S):
+        stat = read_stat(injector.pid)
+        stopped_s = stopped_s + _LOOK_EVERY_S if stat is not None and stat.state == "T" else 0.0
+        if stopped_s >= STOPPED_MAX_S:
+            log.warning("the injector was stopped for %g s; killing it, to undo what it cannot", stopped_s)
+            send_signal(injector, signal.SIGKILL)
 
 
 class Watchdog:
