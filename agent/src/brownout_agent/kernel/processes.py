@@ -88,7 +88,10 @@ def send_signal(key: ProcessKey, number: signal.Signals) -> bool:
 
 
 def wait_dead(keys: Iterable[ProcessKey], timeout_s: float) -> list[ProcessKey]:
-    """Wait until these processes are dead, whoever's children they are; returns those that outlive the time."""
+    """Wait until these processes are dead, whoever's children they are; returns those that outlive the time.
+
+    Dead to the last thread: only then has the kernel closed its files, and with them a lock or a table that it owned.
+    """
     deadline = time.monotonic() + timeout_s
     left = []
     for key in keys:
@@ -98,12 +101,10 @@ def wait_dead(keys: Iterable[ProcessKey], timeout_s: float) -> list[ProcessKey]:
         try:
             poller = select.poll()
             poller.register(descriptor, select.POLLIN)
-            if is_alive(key):
-                poller.poll(max(0.0, deadline - time.monotonic()) * 1_000)
+            if key_of(key.pid) == key and not poller.poll(max(0.0, deadline - time.monotonic()) * 1_000):
+                left.append(key)
         finally:
             os.close(descriptor)
-        if is_alive(key):
-            left.append(key)
     return left
 
 

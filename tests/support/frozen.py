@@ -1,0 +1,195 @@
+"""One host with every fault on, and any of our processes stopped by SIGSTOP: when does the kernel show each fault gone?
+
+Agent, injector, holders and watchdog are stopped in any combination. The agent is the test's own client: stopped, it
+renews no lease and reads nothing. Whether a fault is there is read from /proc and nftables, never from our records.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from brownout_agent.faults.contract import TRIAL_S
+from brownout_agent.faults.network_rules import FAMILY, table_name
+from brownout_agent.frames import to_value
+from brownout_agent.kernel.nftables import table_names
+from brownout_agent.kernel.processes import read_stat
+from brownout_protos.v1 import fault_pb2
+
+from tests.support.injectors import Client, connect, holders, injector, new_id, running
+
+LEASE_S = 5.0
+KERNEL_BOUND_S = LEASE_S + 1.0
+RESTART_BOUND_S = KERNEL_BOUND_S + 5.0
+"""`process.kill` with `restart`: its end is work, a program that starts others."""
+WATCHDOG_BOUND_S = 30.0
+PARTS = ("agent", "injector", "holders", "watchdog")
+COMBINATIONS = tuple(
+    chosen for count in range(1, len(PARTS) + 1) for chosen in itertools.combinations(PARTS, count)
+    if chosen != ("watchdog",)
+)  # fmt: skip
+"""All but the watchdog alone, without which everything goes on as ordered."""
+_POLICY = """
+version: 1
+environment: staging
+faults: {"*": {allow: true, max_seconds: 120}}
+limits: {concurrent: 16}
+"""
+_RENEW_EVERY_S = 0.5
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class FrozenFault:
+    """A fault that is on, and how the kernel shows it."""
+
+    kind: str
+    fault_id: str
+    is_there: Callable[[], bool]
+
+
+def bound_s(kind: str, frozen: tuple[str, ...]) -> float | None:
+    """Within what time a fault has to be gone when these are stopped; None where nobody is left who could end it."""
+    if kind != "process.kill":
+        return KERNEL_BOUND_S
+    if "injector" not in frozen:
+        return RESTART_BOUND_S
+    return None if "watchdog" in frozen else WATCHDOG_BOUND_S
+
+
+async def freeze_each(
+    folder: Path, combinations: Sequence[tuple[str, ...]] = COMBINATIONS, at_once: int = 4
+) -> dict[tuple[str, ...], dict[str, float | None]]:
+    """`freeze` every combination, so many side by side."""
+    slots = asyncio.Semaphore(at_once)
+
+    async def one(frozen: tuple[str, ...]) -> dict[str, float | None]:
+        async with slots:
+            place = folder / "-".join(frozen)
+            place.mkdir()
+            return await freeze(place, frozen)
+
+    return dict(zip(combinations, await asyncio.gather(*map(one, combinations)), strict=True))
+
+
+async def freeze(folder: Path, frozen: tuple[str, ...]) -> dict[str, float | None]:
+    """Have every fault on, stop these, and watch: seconds until each kind was seen gone, None if not in its bound."""
+    (folder / "policy.yaml").write_text(_POLICY)
+    victims = [folder / "paused", folder / "killed"]
+    for program in victims:
+        shutil.copy("/bin/sleep", program)
+    processes = [await asyncio.create_subprocess_exec(program, "3600", start_new_session=True) for program in victims]
+    async with injector(folder, "--policy", str(folder / "policy.yaml"), embedded=False) as serving:
+        client = await connect(folder)
+        async with _renewing(client) as renewals:
+            faults = await _all_on(client, folder)
+            pids = await asyncio.to_thread(_pids_of, serving.pid, faults)
+            stopped = [pid for part in frozen for pid in pids[part]]
+            if "agent" in frozen:
+                renewals.cancel()
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+            begun_s = time.monotonic()
+            try:
+                return await _watch(faults, frozen, begun_s)
+            finally:
+                for pid in stopped:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGCONT)
+                client.writer.close()
+                for program in victims:
+                    for pid in running(program):
+                        os.kill(pid, signal.SIGKILL)
+                for process in processes:
+                    await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def _renewing(client: Client) -> AsyncIterator["asyncio.Task[None]"]:
+    async def renew() -> None:
+        while True:
+            client.send(renew=fault_pb2.RenewLease())
+            await asyncio.sleep(_RENEW_EVERY_S)
+
+    task = asyncio.create_task(renew())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _all_on(client: Client, folder: Path) -> list[FrozenFault]:
+    orders: dict[str, dict[str, Any]] = {
+        "cpu.load": {"percent": 1, "of": "own", "cores": "0"},
+        "memory.load": {"size": "16MiB"},
+        "disk.io": {"write": "1MiB/s", "file_size": "1MiB", "path": str(folder)},
+        "disk.fill": {"size": "1MiB", "path": str(folder)},
+        "network.blackhole": {"to": "127.0.0.9", "port": "9"},
+        "network.loss": {"to": "127.0.0.8", "percent": 50},
+        "process.pause": {"command": str(folder / "paused")},
+        "process.kill": {"command": str(folder / "killed"), "restart": True},
+    }
+    faults = []
+    for kind, parameters in orders.items():
+        fault_id = new_id()
+        values = {name: to_value(value) for name, value in parameters.items()}
+        client.inject(fault_id, kind=kind, parameters=values, lease_ms=int(LEASE_S * 1_000), duration_ms=60_000)
+        await client.until(lambda message: message.report.state == fault_pb2.ACTIVE)
+        faults.append(FrozenFault(kind, fault_id, _look_for(kind, fault_id, folder)))
+    # It answers meanwhile for the network faults on trial; what is there after the trial's time has passed it.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(TRIAL_S + 1):
+            await client.until(lambda _: False)
+    missing = [fault.kind for fault in faults if not await asyncio.to_thread(fault.is_there)]
+    assert not missing, missing
+    return faults
+
+
+def _look_for(kind: str, fault_id: str, folder: Path) -> Callable[[], bool]:
+    if kind.startswith("network."):
+        return lambda: table_name(fault_id) in table_names(FAMILY)
+    if kind == "process.pause":
+        return lambda: not _runs(folder / "paused")
+    if kind == "process.kill":
+        return lambda: not _runs(folder / "killed")
+    return lambda: bool(holders(fault_id))
+
+
+def _runs(program: Path) -> bool:
+    stats = [read_stat(pid) for pid in running(program)]
+    return [stat.state for stat in stats if stat is not None] == ["S"]
+
+
+def _pids_of(injector_pid: int, faults: list[FrozenFault]) -> dict[str, list[int]]:
+    children = [int(pid) for pid in Path(f"/proc/{injector_pid}/task/{injector_pid}/children").read_text().split()]
+    watchdogs = [pid for pid in children if b"watch" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(watchdogs) == 1
+    return {
+        "agent": [],  # the test's own client
+        "injector": [injector_pid],
+        "holders": [pid for fault in faults for pid in holders(fault.fault_id)],
+        "watchdog": watchdogs,
+    }
+
+
+async def _watch(faults: list[FrozenFault], frozen: tuple[str, ...], begun_s: float) -> dict[str, float | None]:
+    waiting = {fault: bound for fault in faults if (bound := bound_s(fault.kind, frozen)) is not None}
+    gone: dict[str, float | None] = dict.fromkeys(fault.kind for fault in faults)
+    while waiting:
+        for fault, bound in list(waiting.items()):
+            after_s = time.monotonic() - begun_s
+            if not await asyncio.to_thread(fault.is_there):
+                gone[fault.kind] = after_s
+                del waiting[fault]
+            elif after_s > bound + 5:
+                del waiting[fault]
+        await asyncio.sleep(_POLL_S)
+    return gone
