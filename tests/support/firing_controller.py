@@ -50,6 +50,7 @@ async def fire(url: str, folder: Path, log: Path, speed: int) -> None:
                 return
             os.write(file.fileno(), f"{order.run_key} {number}\n".encode())
 
+        print("firing", flush=True)
         firing = FastClock(database, controller_id, began_ns, speed)
         outboxes = [Outbox(database, controller_id, TAKEN_FOR_NS) for _ in range(SCHEDULERS)]
         await asyncio.gather(*(keep_firing(firing, outbox, deliver, look_every_s=LOOK_EVERY_S) for outbox in outboxes))

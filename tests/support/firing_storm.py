@@ -6,6 +6,7 @@ The checker reads the tables and what the controllers have written to their logs
 import random
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections import Counter
@@ -54,19 +55,17 @@ def storm(server: Postgres, folder: Path, schedules: int, due_each: int, kills: 
         firing.add(interval_schedule(schedule_id, EVERY_S * NS_PER_S, began_ns, GRACE_S * NS_PER_S, "storm"))
     end_ns = began_ns + due_each * EVERY_S * NS_PER_S
     lasts_s = (end_ns - began_ns) / NS_PER_S / speed
-    controllers = [_start(url, folder, n, speed) for n in range(CONTROLLERS)]
+    everybody = threading.Barrier(CONTROLLERS)
+    lives = [random.Random(chance.random()) for _ in range(CONTROLLERS)]
+    stormy = [
+        _Stormy(url, folder, n, speed, kills // CONTROLLERS, lasts_s, one, everybody) for n, one in enumerate(lives)
+    ]
     try:
-        for kill in range(kills):
-            _sleep_until(begun_s + lasts_s * (kill + chance.random()) / kills)
-            victim = kill % CONTROLLERS
-            _kill(controllers[victim])
-            if kill == kills // 2:  # once nobody is awake for longer than what may be late
-                for other in controllers:
-                    _kill(other)
-                _sleep_until(time.monotonic() + 1.5 * GRACE_S / speed)
-                controllers = [_start(url, folder, n, speed) for n in range(CONTROLLERS)]
-            else:
-                controllers[victim] = _start(url, folder, victim, speed)
+        for one in stormy:
+            one.start()
+        for one in stormy:
+            one.join()
+            assert one.controller is not None, "it failed; its error stands above"
         with psycopg.connect(url, autocommit=True) as connection:
             wait_until(lambda: _count(connection, end_ns) >= schedules * due_each, "every due time", 300)
             wait_until(lambda: _waiting(connection) == 0, "an empty outbox", 120)
@@ -74,26 +73,52 @@ def storm(server: Postgres, folder: Path, schedules: int, due_each: int, kills: 
                 seed, schedules * due_each, kills, {}, [], [], [], 0, 0, time.monotonic() - begun_s,
             ))  # fmt: skip
     finally:
-        for controller in controllers:
-            _kill(controller)
+        for one in stormy:
+            one.end()
         database.close()
 
 
-def _sleep_until(moment_s: float) -> None:
-    """The storm's own clock: nothing is waited for but time."""
-    time.sleep(max(0.0, moment_s - time.monotonic()))
+class _Stormy(threading.Thread):
+    """One controller after another: each is killed at a random instant once it fires, the last one stays."""
 
+    def __init__(
+        self, url: str, folder: Path, number: int, speed: int, kills: int, lasts_s: float, chance: random.Random,
+        everybody: threading.Barrier,
+    ) -> None:  # fmt: skip
+        super().__init__(daemon=True)
+        self._argv = [sys.executable, "-m", "tests.support.firing_controller", url, str(folder)]
+        self._argv += [str(folder / f"{number}.log"), str(speed)]
+        self._errors = folder / f"{number}.err"
+        self._kills, self._life_s, self._chance, self._everybody = kills, lasts_s / kills, chance, everybody
+        self._dark_s = 1.5 * GRACE_S / speed
+        self.controller: subprocess.Popen[bytes] | None = None
 
-def _start(url: str, folder: Path, number: int, speed: int) -> subprocess.Popen[bytes]:
-    argv = [sys.executable, "-m", "tests.support.firing_controller", url, str(folder)]
-    argv += [str(folder / f"{number}.log"), str(speed)]
-    with (folder / f"{number}.err").open("ab") as errors:
-        return subprocess.Popen(argv, stderr=errors)
+    def run(self) -> None:
+        controller = self._start()
+        for kill in range(self._kills):
+            time.sleep(self._chance.uniform(0, self._life_s))  # the instant is what is drawn
+            _kill(controller)
+            if kill == self._kills // 2:  # once nobody is awake for longer than what may be late
+                self._everybody.wait(120)
+                time.sleep(self._dark_s)
+            controller = self._start()
+        self.controller = controller
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._errors.open("ab") as errors:
+            process = subprocess.Popen(self._argv, stdout=subprocess.PIPE, stderr=errors)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"firing\n", self._errors.read_text()
+        return process
+
+    def end(self) -> None:
+        if self.controller is not None:
+            _kill(self.controller)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
+    with process:
+        process.kill()
 
 
 def _count(connection: psycopg.Connection, end_ns: int) -> int:

@@ -12,6 +12,7 @@ from brownout_controller.record import Event, EventKind
 from brownout_controller.reporting.document import from_document, to_document
 from brownout_controller.running.adopting import Undoing, conclude_orphan
 from brownout_controller.running.machine import fault_id
+from brownout_controller.store.owners import Owners
 from brownout_controller.store.store import Carrier, Orphan, RunExists, RunTaken, RunUnknown, Store
 from brownout_protos.v1 import fault_pb2
 
@@ -56,20 +57,28 @@ def test_runs_without_a_key_are_runs_of_their_own(store: Store) -> None:
     assert [store.begin_run("x", "y", "z", 1) for _ in range(2)] == [1, 2]
 
 
-def test_a_run_of_a_living_controller_is_left_alone(store: Store) -> None:
-    begin(store)
-    assert store.adopt("second", ["first", "second"]) == []
-    assert store.adopt("second", []) != []
+def test_a_run_is_taken_over_once_its_controller_is_gone_and_not_before(store: Store) -> None:
+    owners = Owners(store.database)
+    with owners.life() as second:
+        with owners.life() as first:
+            number = begin(store, first)
+            assert store.adopt(second) == []
+        assert store.adopt(second, lambda left: "agent-1" not in left.hosts.values()) == [], "it is left to others"
+        assert [orphan.number for orphan in store.adopt(second)] == [number]
+        assert store.adopt(second) == []
 
 
 def test_a_run_is_taken_over_by_one_controller_only(store: Store) -> None:
     numbers = [begin(store, run_key=str(uuid.uuid4())) for _ in range(40)]
     taken: list[int] = []
 
-    def adopt(name: str) -> None:
-        taken.extend(orphan.number for orphan in store.adopt(name, ["a", "b", "c", "d"]))
+    def adopt() -> None:
+        with Owners(store.database).life() as me:
+            taken.extend(orphan.number for orphan in store.adopt(me))
+            everybody.wait()  # who leaves would leave its runs to the next
 
-    threads = [threading.Thread(target=adopt, args=(name,)) for name in "abcd"]
+    everybody = threading.Barrier(4)
+    threads = [threading.Thread(target=adopt) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -81,7 +90,7 @@ def test_who_adopts_gets_what_was_kept(store: Store) -> None:
     number = begin(store)
     store.append_events(number, 0, [event(1), event(2, EventKind.FAULT_ACTIVE)], "first")
     store.keep_draft(number, {"as": "it stood"}, "first")
-    (orphan,) = store.adopt("second", ["second"])
+    (orphan,) = store.adopt("second")
     assert orphan == Orphan(
         number, "busy", carrier("second"), {"as": "it stood"}, (event(1), event(2, EventKind.FAULT_ACTIVE))
     )
@@ -89,7 +98,7 @@ def test_who_adopts_gets_what_was_kept(store: Store) -> None:
 
 def test_a_controller_that_lost_a_run_can_write_nothing_to_it_any_more(store: Store) -> None:
     number = begin(store)
-    store.adopt("second", ["second"])
+    store.adopt("second")
     writes: list[Callable[[], None]] = [
         lambda: store.append_events(number, 0, [event(1)], "first"),
         lambda: store.append_events(number, 0, [], "first"),

@@ -59,16 +59,18 @@ async def serve_fleet(
         OSError: the address cannot be bound.
         StoreError: another controller serves from this SQLite database.
     """
+    one_machine = identities is not None
     with ExitStack() as held:
         if identities is None:
             held.enter_context(store.database.serving())
             identities = Identities(store.database)
-        owners = Owners(store.database)
+        owners, enrolled_here = Owners(store.database), Identities(store.database).can_connect
+        leave = enrolled_here if one_machine else lambda _: False  # their own controller can ask them, and this cannot
         controller_id = held.enter_context(owners.life())
         async with _listening(
             store, authority, host, port, identities, auditor or LogAuditor(), controller_id
         ) as controller:
-            adopter = Adopter(store, owners, controller.fleet, controller_id, identities.can_connect)
+            adopter = Adopter(store, owners, controller.fleet, controller_id, identities.can_connect, leave)
             adopting = asyncio.create_task(adopter.run())
             try:
                 yield controller

@@ -20,7 +20,7 @@ from brownout_controller.reporting.document import from_document, to_document
 from brownout_controller.running.machine import fault_id
 from brownout_controller.running.timeline import Timeline
 from brownout_controller.store.database import StoreError
-from brownout_controller.store.owners import BEAT_EVERY_S, ControllerForgotten, Owners
+from brownout_controller.store.owners import BEAT_EVERY_S, Owners
 from brownout_controller.store.store import Orphan, Store
 
 CONFIRM_WITHIN_S = 40.0
@@ -76,14 +76,21 @@ class Adopter:
     """One controller's care for what others have left."""
 
     def __init__(
-        self, store: Store, owners: Owners, fleet: Fleet, controller_id: str, may_return: Callable[[str], bool]
+        self,
+        store: Store,
+        owners: Owners,
+        fleet: Fleet,
+        controller_id: str,
+        may_return: Callable[[str], bool],
+        leave: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """`may_return` tells of an agent's id whether it could ever connect here."""
+        """`may_return` tells of an agent's id whether it could ever connect here, `leave` whether it will elsewhere."""
         self._store = store
         self._owners = owners
         self._fleet = fleet
         self._controller_id = controller_id
         self._may_return = may_return
+        self._leave = leave
         self._closing: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -91,10 +98,11 @@ class Adopter:
         try:
             while True:
                 try:
-                    await asyncio.to_thread(self._owners.beat, self._controller_id)
+                    if not await asyncio.to_thread(self._owners.beat, self._controller_id):
+                        log.error("this controller was silent for so long that others took it for dead")
                     for orphan in await asyncio.to_thread(self._adopt):
                         self._start(orphan)
-                except (StoreError, ControllerForgotten) as error:
+                except StoreError as error:
                     log.error("%s", error)
                 await asyncio.sleep(BEAT_EVERY_S)
         finally:
@@ -102,7 +110,8 @@ class Adopter:
                 task.cancel()
 
     def _adopt(self) -> list[Orphan]:
-        return self._store.adopt(self._controller_id, self._owners.living())
+        self._owners.living()  # forgets the dead
+        return self._store.adopt(self._controller_id, lambda left: not any(map(self._leave, left.hosts.values())))
 
     def _start(self, orphan: Orphan) -> None:
         log.warning("run %d was left by a controller that died; its faults are stopped and it is closed", orphan.number)

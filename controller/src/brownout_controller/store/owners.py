@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import case, delete, func, insert, select, update
 
@@ -24,10 +25,6 @@ DEAD_AFTER_NS = 15 * 10**9
 """A controller that was not seen for so long is taken for dead; it may still live, and then its epochs are old."""
 
 _CONTROLLERS, _HOSTS = owners.controllers, owners.host_owners
-
-
-class ControllerForgotten(Exception):
-    """This controller was taken for dead and what it owned was taken over; its process must begin anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +62,22 @@ class Owners:
     def _arrive(self, controller_id: str) -> None:
         with self._database.writing() as connection:
             now_ns = self._database.now_ns(connection)
-            row = {"controller_id": controller_id, "machine": platform.node(), "pid": os.getpid()}
-            connection.execute(insert(_CONTROLLERS), {**row, "started_ns": now_ns, "seen_ns": now_ns})
+            connection.execute(insert(_CONTROLLERS), _row(controller_id, now_ns))
 
-    def beat(self, controller_id: str) -> None:
+    def beat(self, controller_id: str) -> bool:
         """Say that this controller lives, for itself and for every host that it owns.
 
-        Raises:
-            ControllerForgotten: somebody took it for dead.
+        False when it had been taken for dead meanwhile. It is a controller again, and keeps what nobody took from it.
         """
         with self._database.writing() as connection:
             now_ns = self._database.now_ns(connection)
             seen = update(_CONTROLLERS).where(_CONTROLLERS.c.controller_id == controller_id).values(seen_ns=now_ns)
-            if connection.execute(seen).rowcount != 1:
-                raise ControllerForgotten(f"controller {controller_id} was silent for too long and was taken for dead")
+            known = connection.execute(seen).rowcount == 1
+            if not known:
+                connection.execute(insert(_CONTROLLERS), _row(controller_id, now_ns))
             owned = update(_HOSTS).where(_HOSTS.c.controller_id == controller_id)
             connection.execute(owned.values(expires_ns=now_ns + DEAD_AFTER_NS))
+        return known
 
     def _leave(self, controller_id: str) -> None:
         """Nobody needs to wait before taking over."""
@@ -146,3 +143,8 @@ class Owners:
         with self._database.reading() as connection:
             row = connection.execute(select(*columns).where(_HOSTS.c.agent_id == agent_id)).first()
         return None if row is None else HostOwner(*row)
+
+
+def _row(controller_id: str, now_ns: int) -> dict[str, Any]:
+    process = {"machine": platform.node(), "pid": os.getpid()}
+    return {"controller_id": controller_id, **process, "started_ns": now_ns, "seen_ns": now_ns}

@@ -3,7 +3,7 @@
 import json
 import time
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection, Row
 
 from brownout_controller.record import Event, EventKind
 from brownout_controller.store.database import Database, StoreError
-from brownout_controller.store.schema import runs
+from brownout_controller.store.schema import owners, runs
 from brownout_controller.store.upsert import insert_into
 
 _RUNS = runs.runs
@@ -173,14 +173,18 @@ class Store:
         if found.controller_id != controller_id or found.verdict is not None:
             raise RunTaken(f"run {number} is closed, or another controller closes it, which took this one for dead")
 
-    def adopt(self, controller_id: str, living: Collection[str]) -> list[Orphan]:
-        """Take over every open run whose controller does not live; nobody else gets the same ones."""
-        gone = _RUNS.c.verdict.is_(None) & (_RUNS.c.controller_id.is_(None) | _RUNS.c.controller_id.not_in(living))
+    def adopt(self, controller_id: str, wanted: Callable[[Carrier], bool] = lambda _: True) -> list[Orphan]:
+        """Take over every open run whose controller is forgotten, of those that are wanted; nobody else gets them."""
+        alive = select(owners.controllers.c.controller_id)
+        left = _RUNS.c.verdict.is_(None) & (_RUNS.c.controller_id.is_(None) | _RUNS.c.controller_id.not_in(alive))
         columns = [_RUNS.c[name] for name in ("number", "name", "run_key", "reach", "document")]
         with self.database.writing() as connection:
-            taken = update(_RUNS).where(gone).values(controller_id=controller_id).returning(*columns)
-            rows = connection.execute(taken).all()
-            return [_orphan(controller_id, row, self._events(connection, row.number)) for row in rows]
+            rows = connection.execute(select(*columns).where(left).with_for_update(skip_locked=True)).all()
+            orphans = [_orphan(controller_id, row, self._events(connection, row.number)) for row in rows]
+            taken = [orphan for orphan in orphans if wanted(orphan.carrier)]
+            mine = _RUNS.c.number.in_([orphan.number for orphan in taken])
+            connection.execute(update(_RUNS).where(mine).values(controller_id=controller_id))
+        return taken
 
     @staticmethod
     def _events(connection: Connection, number: int) -> tuple[Event, ...]:
