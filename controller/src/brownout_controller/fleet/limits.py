@@ -3,7 +3,11 @@
 HEARTBEAT_MS = 2_000
 """A lease is renewed this often: five times in a lease, so that a few lost ones cost nothing."""
 KEEPALIVE_MS = 1_000
-"""Asked of a silent connection, and as long to answer: a pulled cable is noticed within two heartbeats."""
+"""Asked of a silent connection; also how long the kernel may wait for its bytes to be acknowledged."""
+PING_TIMEOUT_MS = 3_000
+"""How long a peer whose kernel still acknowledges may leave that unanswered (a frozen process, a proxy in between whose
+other side is dead). gRPC waits a minute (measured: 60 s); this finds it within three heartbeats, and is long enough for
+a host whose processors are all busy with a fault."""
 MESSAGE_BYTES = 256 * 1024
 """The largest honest message is a few seconds of packed samples, about 20 KiB; gRPC's own limit is 4 MiB."""
 METADATA_BYTES = 8 * 1024
@@ -32,13 +36,14 @@ LABELS = 64
 STRIKES = 3
 """So many messages that name what is another agent's, and this one is locked. One may be a bug; three are none."""
 CHALLENGE_S = 2.5
-"""How long an earlier stream of one certificate may take to answer: longer than a dead connection takes to be found."""
+"""How long an earlier stream of one certificate may take to answer before it counts as left behind."""
 SWEEP_S = 0.5
 """How often the deny list is read: others may have revoked, and their word cuts a stream within 2 s."""
 
 SERVER_OPTIONS = (
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
+    ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 500),
