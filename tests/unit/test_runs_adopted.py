@@ -204,3 +204,10 @@ def test_a_record_keeps_its_samples_gets_the_later_events_and_what_hosts_confirm
     assert (verdict, code, document["verdict"], document["exit_code"]) == ("errored", 1, "errored", 1)
     unconfirmed = conclude_orphan(kept, Undoing(kept))
     assert unconfirmed[1:3] == ("errored", 13)
+
+
+def test_a_draft_of_another_release_is_said_to_be_unreadable_and_the_run_ends_all_the_same() -> None:
+    kept = orphan({"schema": "brownout.run/99"})
+    document, verdict, code, headline = conclude_orphan(kept, Undoing(kept))
+    assert (document, verdict, code) == (None, "errored", 13)
+    assert "what was kept of it cannot be read" in headline

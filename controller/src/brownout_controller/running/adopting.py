@@ -21,7 +21,7 @@ from brownout_controller.running.machine import fault_id
 from brownout_controller.running.timeline import Timeline
 from brownout_controller.store.database import StoreError
 from brownout_controller.store.owners import BEAT_EVERY_S, Owners
-from brownout_controller.store.store import Orphan, Store
+from brownout_controller.store.store import Orphan, RunTaken, Store
 
 CONFIRM_WITHIN_S = 40.0
 """Lease (10 s), the agents' way back, and the undoing itself; a run is closed within a minute in any case."""
@@ -117,7 +117,12 @@ class Adopter:
         log.warning("run %d was left by a controller that died; its faults are stopped and it is closed", orphan.number)
         task = asyncio.create_task(self._close(orphan))
         self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        task.add_done_callback(self._closed)
+
+    def _closed(self, task: asyncio.Task[None]) -> None:
+        self._closing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a run that was taken over is not closed; the next controller will try again", exc_info=error)
 
     async def _close(self, orphan: Orphan) -> None:
         undoing = Undoing(orphan)
@@ -129,6 +134,8 @@ class Adopter:
                     self._store.finish_run, orphan.number, document, verdict, code, headline, self._controller_id
                 )
                 return
+            except RunTaken:
+                return  # this controller was taken for dead in its turn, and somebody else closes it
             except StoreError as error:
                 log.error("run %d cannot be closed yet: %s", orphan.number, error)
                 await asyncio.sleep(BEAT_EVERY_S)
@@ -154,6 +161,12 @@ class Adopter:
             log.warning("not every host has confirmed in %g s", CONFIRM_WITHIN_S)
         finally:
             forget()
+
+    def _returns(self, agent_id: str) -> bool:
+        try:
+            return self._may_return(agent_id)
+        except StoreError:
+            return True  # nobody can say, so it is waited for
 
     def _take(self, undoing: Undoing, arrival: Arrival) -> None:
         host, message = arrival.host, arrival.message
@@ -188,12 +201,16 @@ def conclude_orphan(orphan: Orphan, undoing: Undoing) -> tuple[dict[str, Any] | 
     else:
         headline += "every host confirmed that nothing of it is on"
     code = ExitCode.UNDO_NOT_CONFIRMED if unconfirmed else ExitCode.INTERNAL_ERROR
-    document = None
-    if orphan.draft is not None:
-        record = close_record(from_document(orphan.draft), orphan, undoing, headline, Timeline.start().now())
-        findings = judge(record)
-        code = max(code, findings.exit_code)  # what the record itself cannot confirm is not confirmed
-        document = to_document(record, findings) | {"exit_code": int(code), "headline": headline}
+    if orphan.draft is None:
+        return None, Verdict.ERRORED.value, int(code), headline
+    try:
+        draft = from_document(orphan.draft)
+    except ValueError as error:  # another release kept it
+        return None, Verdict.ERRORED.value, int(code), f"{headline}; what was kept of it cannot be read: {error}"
+    record = close_record(draft, orphan, undoing, headline, Timeline.start().now())
+    findings = judge(record)
+    code = max(code, findings.exit_code)  # what the record itself cannot confirm is not confirmed
+    document = to_document(record, findings) | {"exit_code": int(code), "headline": headline}
     return document, Verdict.ERRORED.value, int(code), headline
 
 
