@@ -95,6 +95,7 @@ class Host:
     async def dismantle(self) -> None:
         """Nothing of it stays."""
         await self.kill_everything()
+        await self.repair_disk()
         await self._reap()
         await run("umount", self.disk)
         assert self.datagrams is not None

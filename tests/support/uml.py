@@ -16,14 +16,16 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support.deaths import UML_FAULTS, FaultCase
+from tests.support.deaths import UML_FAULTS, VICTIM, FaultCase
 from tests.support.deaths_controller import ControllerLink
 from tests.support.deaths_host import BRIDGE, CONTROLLER_ADDRESS, run
 from tests.support.uml_python import build_python
 
 MODULES = Path("/usr/lib/uml/modules")
 _INIT = Path(__file__).parent / "uml_init.sh"
-_INSIDE = ("deaths.py", "deaths_kernel.py", "uml_inside.py", "__init__.py")
+_UNITS = Path(__file__).parent / "uml_units.sh"
+_INSIDE = ("__init__.py", "deaths.py", "deaths_kernel.py", "injectors.py", "uml_inside.py", "uml_units.py")
+_DEPLOY = Path(__file__).parents[2] / "deploy"
 _DISK_BYTES = 192 * 2**20
 _BOOTS_WITHIN_S = 90.0
 
@@ -37,8 +39,12 @@ def make_share(folder: Path) -> Path:
     (share / "tests/__init__.py").touch()
     for name in _INSIDE:
         shutil.copy(_INIT.parent / name, package)
-    shutil.copy(_INIT, share / "init.sh")
-    (share / "init.sh").chmod(0o755)
+    for source, target in ((_INIT, "init.sh"), (_UNITS, "boot")):
+        shutil.copy(source, share / target)
+        (share / target).chmod(0o755)
+    for name in ("systemd", "sysusers.d", "tmpfiles.d"):
+        shutil.copytree(_DEPLOY / name, share / "deploy" / name)
+    (share / "victim.py").write_text(VICTIM)
     os.chmod(folder, 0o755)  # noqa: PTH101 - nobody must get there
     for modules in MODULES.iterdir():
         if not (modules / "modules.dep").exists():
@@ -69,6 +75,8 @@ class UmlHost:
         self._server: asyncio.Server | None = None
         self._inside: asyncio.StreamWriter | None = None
         self._serving = asyncio.Event()
+        self.words: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        """What else it says."""
         self._left: asyncio.Future[dict[str, Any]] | None = None
 
     async def build(self) -> None:
@@ -103,19 +111,35 @@ class UmlHost:
 
     async def boot(self) -> None:
         """Power on; returns when its injector serves."""
-        assert self._server is not None
         self._serving.clear()
-        port = self._server.sockets[0].getsockname()[1]
         inside = (
             "/usr/bin/env,--chdir=/opt/brownout,LD_LIBRARY_PATH=/opt/brownout/python/lib,/opt/brownout/python/bin/"
             f"python{sys.version_info.major}.{sys.version_info.minor},-m,tests.support.uml_inside,"
-            f"{CONTROLLER_ADDRESS},{port},{self.name}"
+            f"{CONTROLLER_ADDRESS},{self._port},{self.name}"
         )
+        await self._power_on(f"umlrun={inside}")
+        try:
+            async with asyncio.timeout(_BOOTS_WITHIN_S):
+                await self._serving.wait()
+        except TimeoutError:
+            raise AssertionError(f"{self.name} did not come up:\n{self.logs()}") from None
+
+    async def boot_systemd(self) -> None:
+        """Power on, with systemd and the units; what happens then comes as `words`."""
+        await self._power_on("umlrun=systemd", f"umltester={CONTROLLER_ADDRESS},{self._port}")
+
+    @property
+    def _port(self) -> int:
+        assert self._server is not None
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def _power_on(self, *arguments: str) -> None:
         argv = [
             "setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--inh-caps=-all", "--no-new-privs",
             "linux.uml", f"uml_dir={self._folder}/run/", f"umid={self.name}", "mem=384M", "rootfstype=hostfs",
             "rootflags=/", "ro", f"init={self._share}/init.sh", f"ubdb={self._folder}/disk",
-            f"umlshare={self._share}", f"umladdress=10.99.200.{self._number}/16", f"umlrun={inside}",
+            f"umlshare={self._share}", f"umladdress=10.99.200.{self._number}/16", *arguments,
             f"vec0:transport=tap,ifname=uml{self._number},depth=128,gro=1,mac=02:4d:45:43:01:{self._number:02x}",
             "con=null", "con0=null,fd:1", "ssl=null", "quiet",
         ]  # fmt: skip
@@ -125,11 +149,6 @@ class UmlHost:
                 sys.executable, "-S", "-c", join, str(self._group), *argv,
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        try:
-            async with asyncio.timeout(_BOOTS_WITHIN_S):
-                await self._serving.wait()
-        except TimeoutError:
-            raise AssertionError(f"{self.name} did not come up:\n{self.logs()}") from None
 
     async def power_cut(self) -> None:
         """All of the machine ends at once; what it had not written to its disk is lost."""
@@ -189,6 +208,8 @@ class UmlHost:
             self._serving.set()
         elif "left" in said and self._left is not None:
             self._left.set_result(said)
+        else:
+            self.words.put_nowait(said)
 
 
 def _unified() -> Path:

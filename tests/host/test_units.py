@@ -1,0 +1,68 @@
+"""The units of deploy/systemd, under a real systemd on a host with a kernel of its own, undo what dies.
+
+ExecStopPost after SIGKILL, the service's watchdog after SIGSTOP, the timer when neither is left, the boot unit after a power
+cut.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+_WITHIN_S = 400
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.slow,
+    pytest.mark.timeout(_WITHIN_S + 20),
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces"),
+    pytest.mark.skipif(not shutil.which("linux.uml"), reason="needs user-mode Linux"),
+]
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the host said, from its first boot to its second."""
+    results = tmp_path_factory.mktemp("units") / "findings"
+    argv = [sys.executable, "-m", "tests.support.units_story", str(results)]
+    ran = subprocess.run(argv, check=False, cwd=ROOT, capture_output=True, text=True, timeout=_WITHIN_S)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return [json.loads(line) for line in results.read_text().splitlines()]
+
+
+def _step(findings: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    return next(finding for finding in findings if finding.get("step") == name)
+
+
+def test_when_the_injector_is_killed_its_unit_undoes_by_exec_stop_post(findings: list[dict[str, Any]]) -> None:
+    killed = _step(findings, "killed")
+    assert killed["stop_post"] == [["exited", "0"]]
+    assert killed["gone_after_s"] < 30
+
+
+def test_an_injector_that_is_stopped_is_killed_by_its_watchdog_and_undone(findings: list[dict[str, Any]]) -> None:
+    assert _step(findings, "frozen")["gone_after_s"] < 30
+
+
+def test_the_timer_undoes_when_injector_and_watchdog_are_dead_and_nothing_starts_them(
+    findings: list[dict[str, Any]],
+) -> None:
+    timer = _step(findings, "timer")
+    assert timer["is_injector"] == "failed"
+    assert timer["gone_after_s"] < 30
+
+
+def test_after_a_power_cut_the_reaper_is_through_before_the_injector_takes_orders(
+    findings: list[dict[str, Any]],
+) -> None:
+    first, second = (finding for finding in findings if "booted" in finding)
+    assert (first["booted"], second["booted"]) == (False, True)
+    for boot in (first, second):
+        assert 0 < boot["order"]["reaped"] < boot["order"]["injector takes orders"]
+        assert boot["unfinished"] == []
+        assert boot["still"] == []

@@ -1,0 +1,193 @@
+"""What runs inside a user-mode Linux host with systemd: kills the injector in several ways, and sees who undoes.
+
+    python -m tests.support.uml_units TESTER_ADDRESS TESTER_PORT
+
+One line of JSON a finding. The order of the units at boot comes first; on a host that has held faults before the power
+was cut that is all.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from brownout_agent.frames import to_value
+from brownout_agent.injector.journal import decode
+from brownout_protos.v1 import fault_pb2, injector_pb2
+
+from tests.support.deaths import UML_FAULTS
+from tests.support.deaths_kernel import Datagrams, ProcessReader, faults_there, holders
+from tests.support.injectors import Client
+
+STATE = Path("/var/lib/brownout")
+SOCKET = Path("/run/brownout/injector.sock")
+HELD = STATE / "held"
+INJECTOR = "brownout-injector.service"
+_DROP_IN = Path(f"/run/systemd/system/{INJECTOR}.d/alone.conf")
+_WITHIN_S = 60.0
+_FAULTS = tuple(fault for fault in UML_FAULTS if fault.kind in {"memory.load", "process.pause", "process.kill"})
+_TAGS = {fault: f"victim-{fault.kind.removeprefix('process.')}" for fault in _FAULTS}
+
+
+class Story:
+    """The findings, told to the tester as they are made."""
+
+    def __init__(self, tester: asyncio.StreamWriter) -> None:
+        self._tester = tester
+        self._reader = ProcessReader()
+        self._datagrams = Datagrams(None, _FAULTS)
+
+    async def tell(self) -> None:
+        """From boot to the power cut."""
+        injected_before = HELD.exists()
+        await self._until(lambda: _show("ActiveState", INJECTOR) == "active", "the injector is active")
+        order = await self._order()
+        self.say(booted=injected_before, order=order, unfinished=_unfinished(), still=sorted(self._there()))
+        if injected_before:
+            return
+        await self._killed()
+        await self._frozen()
+        await self._alone()
+        await self._inject()
+        HELD.touch()
+        os.sync()
+        self.say(holding=True)
+
+    async def _order(self) -> dict[str, int]:
+        """When the reaper was through and the injector took orders, in microseconds of CLOCK_MONOTONIC.
+
+        The timer starts the reaper again, which makes its stamp 0 for a moment.
+        """
+        reaped = 0
+
+        def is_through() -> bool:
+            nonlocal reaped
+            reaped = _stamp("ExecMainExit", "brownout-reap.service")
+            return reaped > 0
+
+        await self._until(is_through, "the reaper is through")
+        return {"reaped": reaped, "injector takes orders": _stamp("ActiveEnter", INJECTOR)}
+
+    async def _killed(self) -> None:
+        """SIGKILL to the injector: ExecStopPost undoes."""
+        await self._inject()
+        pid = int(_show("MainPID", INJECTOR))
+        os.kill(pid, signal.SIGKILL)
+        seconds = await self._until_gone()
+        stop_post = _show("ExecStopPost", INJECTOR)
+        self.say(step="killed", gone_after_s=seconds, stop_post=re.findall(r"code=(\w+) ; status=(\d+)", stop_post))
+
+    async def _frozen(self) -> None:
+        """SIGSTOP to the injector: the service's watchdog kills it."""
+        await self._inject()
+        os.kill(int(_show("MainPID", INJECTOR)), signal.SIGSTOP)
+        self.say(step="frozen", gone_after_s=await self._until_gone())
+
+    async def _alone(self) -> None:
+        """Injector and watchdog killed, no ExecStopPost, no restart: the timer's reaper undoes."""
+        await self._inject()
+        _DROP_IN.parent.mkdir(parents=True, exist_ok=True)
+        _DROP_IN.write_text("[Service]\nExecStopPost=\nRestart=no\n")
+        _systemctl("daemon-reload")
+        _systemctl("kill", "--signal=KILL", "--kill-whom=all", INJECTOR)
+        self.say(step="timer", gone_after_s=await self._until_gone(), is_injector=_show("ActiveState", INJECTOR))
+        _DROP_IN.unlink()
+        _systemctl("daemon-reload")
+
+    async def _inject(self) -> None:
+        """All faults on, ordered at the injector's own door."""
+        _systemctl("stop", "brownout-agent.service")  # the newest agent wins
+        _systemctl("start", INJECTOR)
+        client = Client(*await asyncio.open_unix_connection(SOCKET))
+        client.send(attach=injector_pb2.Attach(agent_version="test"))
+        for fault in _FAULTS:
+            parameters = fault.filled_in(_TAGS[fault], "")
+            client.send(
+                inject=fault_pb2.Inject(
+                    fault_id=str(uuid.uuid4()),
+                    environment="staging",
+                    kind=fault.kind,
+                    parameters={name: to_value(value) for name, value in parameters.items()},
+                    duration_ms=100_000,
+                    lease_ms=100_000,
+                )
+            )
+        kinds = {fault.kind for fault in _FAULTS}
+        for _ in _FAULTS:
+            report = await client.state(fault_pb2.ACTIVE)
+            kinds.discard(report.kind)
+        await self._until(
+            lambda: len(self._there()) == len(_FAULTS), f"all faults are there, and reported; not {kinds}"
+        )
+        client.writer.close()
+
+    def _there(self) -> set[str]:
+        processes = self._reader.read()
+        there = faults_there(_TAGS, processes, self._datagrams)
+        return there | ({"holder"} if holders(processes) and not there else set())
+
+    async def _until_gone(self) -> float:
+        begun_s = time.monotonic()
+        await self._until(lambda: not self._there(), "every fault is gone")
+        return time.monotonic() - begun_s
+
+    async def _until(self, holds: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + _WITHIN_S
+        while not holds():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not within {_WITHIN_S:g} s: {what}; there is {sorted(self._there())}")
+            await asyncio.sleep(0.1)
+
+    def say(self, **plain: Any) -> None:
+        self._tester.write(json.dumps(plain).encode() + b"\n")
+
+
+def _stamp(what: str, unit: str) -> int:
+    return int(_show(f"{what}TimestampMonotonic", unit) or 0)
+
+
+def _unfinished() -> list[str]:
+    journal = STATE / "injector/journal"
+    entries = decode(journal.read_bytes()).entries.values() if journal.exists() else ()
+    return [entry.fault_id for entry in entries if entry.mark not in {"clean", "tombstone"}]
+
+
+def _show(name: str, unit: str) -> str:
+    return _systemctl("show", "--value", f"--property={name}", unit).strip()
+
+
+def _status() -> str:
+    argv = ["systemctl", "status", "--no-pager", "--lines=30", "brownout-*", "victim@*"]
+    return subprocess.run(argv, check=False, capture_output=True, text=True).stdout  # 3: one of them is not active
+
+
+def _systemctl(*argv: str) -> str:
+    return subprocess.run(["systemctl", *argv], check=True, capture_output=True, text=True).stdout
+
+
+async def main() -> None:
+    """Find the tester, tell the story, wait for the power cut."""
+    while True:
+        with contextlib.suppress(OSError):
+            _, tester = await asyncio.open_connection(sys.argv[1], int(sys.argv[2]))
+            break
+        await asyncio.sleep(0.1)
+    story = Story(tester)
+    try:
+        await story.tell()
+    except (AssertionError, OSError, subprocess.CalledProcessError) as error:
+        story.say(trouble=f"{error}\n{_status()}")
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

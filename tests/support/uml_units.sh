@@ -1,0 +1,42 @@
+#!/bin/bash
+# On a user-mode Linux host with systemd: install the units as a package would, then let systemd be the first process.
+cd /opt/brownout || exit 1
+python=$(echo /opt/brownout/python/bin/python3*)
+for program in agent injector; do
+  printf '#!/bin/sh\nexec env LD_LIBRARY_PATH=/opt/brownout/python/lib %s -m brownout_agent.%s.main "$@"\n' "$python" $program \
+    >/usr/bin/brownout-$program
+  chmod 755 /usr/bin/brownout-$program
+done
+# What nobody may not read cannot be copied into memory either; it is made anew.
+rm -f /etc/.pwd.lock /etc/shadow /etc/shadow- /etc/gshadow /etc/gshadow-
+touch /etc/shadow /etc/gshadow
+units=/etc/systemd/system
+mkdir -p /etc/sysusers.d /etc/tmpfiles.d
+cp deploy/systemd/* $units/
+cp deploy/sysusers.d/* /etc/sysusers.d/
+cp deploy/tmpfiles.d/* /etc/tmpfiles.d/
+systemd-sysusers
+systemd-tmpfiles --create brownout.conf
+printf 'version: 1\nenvironment: staging\nfaults: {"*": {allow: true, max_seconds: 120}}\nlimits: {concurrent: 16}\n' \
+  >/etc/brownout/policy.yaml
+cat >$units/victim@.service <<UNIT
+[Service]
+ExecStart=/usr/bin/env LD_LIBRARY_PATH=/opt/brownout/python/lib $python -S /opt/brownout/victim.py victim-%i
+UNIT
+cat >$units/story.service <<UNIT
+[Unit]
+Wants=brownout-agent.service victim@pause.service victim@kill.service
+After=brownout-injector.service victim@pause.service victim@kill.service
+[Service]
+WorkingDirectory=/opt/brownout
+Environment=LD_LIBRARY_PATH=/opt/brownout/python/lib
+ExecStart=$python -m tests.support.uml_units $(sed -n 's/.*\bumltester=\([^ ]*\).*/\1/p' /proc/cmdline | tr , ' ')
+StandardOutput=tty
+StandardError=tty
+TTYPath=/dev/console
+UNIT
+cat >$units/units.target <<UNIT
+[Unit]
+Wants=brownout-reap.service brownout-reap.timer brownout-injector.service brownout-agent.service story.service
+UNIT
+exec /lib/systemd/systemd --unit=units.target --log-level=err --show-status=0
