@@ -1,7 +1,7 @@
 """The units of deploy/systemd, under a real systemd on a host with a kernel of its own, undo what dies.
 
-ExecStopPost after SIGKILL, the service's watchdog after SIGSTOP, the timer when neither is left, the boot unit after a power
-cut.
+By ExecStopPost after SIGKILL, by the service's watchdog after SIGSTOP, by the timer when neither is left, and by the
+boot unit after a power cut.
 """
 
 import json
