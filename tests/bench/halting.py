@@ -55,6 +55,7 @@ async def host(folder: Path) -> AsyncIterator[Host]:
         'version: 1\nenvironment: staging\nfaults: {"*": {allow: true}}\nlimits: {concurrent: 8}\n'
         f"stop_file: {folder}/etc/STOP\n"
     )
+    (folder / "etc").mkdir()
     mark = f"victim-{folder.name}"
     victim = await asyncio.create_subprocess_exec(sys.executable, "-c", _VICTIM, mark)
     faults: dict[str, dict[str, object]] = {
@@ -78,7 +79,13 @@ async def host(folder: Path) -> AsyncIterator[Host]:
 
 
 async def stop_file(it: Host) -> None:
-    """`touch STOP`, in a folder that was not there before."""
+    """`touch STOP`."""
+    it.stop_file.touch()
+
+
+async def stop_file_in_another_folder(it: Host) -> None:
+    """The same, in a folder that has just taken the place of the one that is watched."""
+    it.stop_file.parent.rmdir()
     it.stop_file.parent.mkdir()
     it.stop_file.touch()
 
@@ -111,6 +118,7 @@ async def by_command_after_a_killed_injector(it: Host) -> None:
 
 SWITCHES: dict[str, Callable[[Host], Awaitable[None]]] = {
     "STOP file": stop_file,
+    "STOP file, its folder replaced": stop_file_in_another_folder,
     "Halt on the wire": on_the_wire,
     "`brownout-injector halt`": by_command,
     "the same, injector stopped": by_command_beside_a_stopped_injector,

@@ -8,7 +8,7 @@ from brownout_agent.injector.supervisor import Supervisor
 from brownout_agent.kernel.inotify import FolderWatch
 
 LOOK_EVERY_S = 1.0
-"""At the latest: the STOP file's folder may be made, replaced or mounted over, which inotify does not tell."""
+"""At the latest: a file system may be mounted over the folder, which inotify does not tell."""
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,9 @@ async def obey(stop_file: StopFile, supervisor: Supervisor, changed: Callable[[]
     `changed` is called when the host has come to be halted, or is no longer.
     """
     halted: str | None = None
-    with FolderWatch(path.parent for path in stop_file.paths) as folders:
+    # The folder itself may be made later, or be replaced: its parent tells.
+    around = {folder for path in stop_file.paths for folder in (path.parent, path.parent.parent)}
+    with FolderWatch(around) as folders:
         while True:
             reason = stop_file.reason()
             if (reason is None) != (halted is None):

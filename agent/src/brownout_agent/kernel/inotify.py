@@ -43,7 +43,7 @@ class FolderWatch:
             async with asyncio.timeout(at_most_s):
                 await self._changed.wait()
         except TimeoutError:
-            self._add()  # a folder may have been made, or another one put in its place
+            self._add()  # something may have been mounted over a folder, which is not told
         self._changed.clear()
 
     def _add(self) -> None:
@@ -55,4 +55,5 @@ class FolderWatch:
 
     def _drain(self) -> None:
         os.read(self._descriptor, _BUFFER_BYTES)
+        self._add()  # what changed may be that one of the folders was made
         self._changed.set()

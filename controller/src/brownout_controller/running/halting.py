@@ -55,7 +55,7 @@ class Halting:
     confirmed: tuple[str, ...]
     """Hosts that said that the kernel was seen clean."""
     unconfirmed: dict[str, str]
-    """Hosts that did not, and runs that go on: name -> why."""
+    """Hosts that did not: name -> why."""
     trouble: str
     """Why the lever is not kept; empty when it is."""
 
@@ -114,16 +114,15 @@ class HaltLever:
             trouble = str(error)
         self._stand(lever)
         self._audit("lever.pull", by, reason)
-        hosts, runs = await self._known()
         deadline_s = time.monotonic() + ANSWER_WITHIN_S
         while True:
             self._heard.clear()
             await self._keep()
-            answers, still_open = await self._answers(), runs & (await self._known())[1]
-            if time.monotonic() > deadline_s or (hosts <= answers.keys() and not still_open):
+            hosts, answers = await self._known_hosts(), await self._answers()
+            if hosts <= answers.keys() or time.monotonic() > deadline_s:
                 break
             await self._wait_heard(_POLL_S)
-        return self._came_of(self.standing or lever, hosts, still_open, answers, trouble)
+        return self._came_of(self.standing or lever, hosts, answers, trouble)
 
     async def release(self, by: str) -> Lever | None:
         """Let runs begin again; returns the lever that stood, None when there was none.
@@ -241,13 +240,13 @@ class HaltLever:
         except StoreError as error:
             log.warning("a halt or an answer to it is not kept yet: %s", error)
 
-    async def _known(self) -> tuple[frozenset[str], frozenset[int]]:
-        """Every host and every run that goes on, as far as can be told now."""
+    async def _known_hosts(self) -> frozenset[str]:
+        """As far as can be told now; the only host of one-machine mode is known as long as its run goes on."""
         here = frozenset(self._fleet.hosts)
         try:
-            return here | await _asked(self._levers.known_hosts), await _asked(self._levers.open_runs)
+            return here | await _asked(self._levers.known_hosts)
         except StoreError:
-            return here, frozenset()
+            return here
 
     async def _answers(self) -> dict[str, Answer]:
         pulled = self._pulled
@@ -259,17 +258,9 @@ class HaltLever:
             kept = {}
         return kept | pulled.answers
 
-    def _came_of(
-        self,
-        lever: Lever,
-        hosts: frozenset[str],
-        still_open: frozenset[int],
-        answers: dict[str, Answer],
-        trouble: str,
-    ) -> Halting:
+    def _came_of(self, lever: Lever, hosts: frozenset[str], answers: dict[str, Answer], trouble: str) -> Halting:
         clean = {name for name, answer in answers.items() if answer.clean}
         unconfirmed = {name: self._why(name, answers.get(name)) for name in sorted((hosts | answers.keys()) - clean)}
-        unconfirmed |= {f"run {number}": "it goes on, or its controller died" for number in sorted(still_open)}
         return Halting(lever, tuple(sorted(clean)), unconfirmed, "" if lever.number else trouble)
 
     def _why(self, name: str, answer: Answer | None) -> str:

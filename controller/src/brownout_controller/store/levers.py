@@ -1,5 +1,6 @@
 """Halt levers: pulled by anybody on this database, obeyed by every controller on it, released by a person."""
 
+import json
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -8,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, insert, select, update
 
 from brownout_controller.store.database import Database
+from brownout_controller.store.owners import Owners
 from brownout_controller.store.schema import identities, levers, runs
 from brownout_controller.store.upsert import insert_into
 
@@ -102,15 +104,15 @@ class Levers:
             return {row.host: Answer(*row) for row in rows}
 
     def known_hosts(self) -> frozenset[str]:
-        """Every host that was here and whose agent was not turned out."""
+        """Every host that was here and was not turned out, and those of runs that go on and whose controller lives."""
+        living = Owners(self._database).living()
         seen = select(_AGENTS.c.host).where(_AGENTS.c.host.is_not(None), _AGENTS.c.withdrawn_ns.is_(None))
+        going_on = select(_RUNS.c.reach).where(_RUNS.c.ended_ns.is_(None), _RUNS.c.controller_id.in_(living))
         with self._database.reading() as connection:
-            return frozenset(connection.execute(seen).scalars())
-
-    def open_runs(self) -> frozenset[int]:
-        """Runs that nobody has closed: they go on, or their controller died."""
-        with self._database.reading() as connection:
-            return frozenset(connection.execute(select(_RUNS.c.number).where(_RUNS.c.ended_ns.is_(None))).scalars())
+            hosts = set(connection.execute(seen).scalars())
+            for reach in connection.execute(going_on).scalars():
+                hosts |= json.loads(reach)["hosts"].keys()
+        return frozenset(hosts)
 
     def exit_code(self, run_number: int) -> int | None:
         """How a run ended; None while nobody has closed it."""
