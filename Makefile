@@ -1,6 +1,7 @@
 # make demo    a shop in network namespaces loses a server: what its health checks and failover do
 # make test    every test        make check  style, types, generated code, the agent's wheel alone
 # make bench   figures beside the yardsticks' (stress-ng, fio)
+# make bench-no-shell   every program that the suite executes, by strace: no shell among those that are ours
 # make bench-death-matrix   every fault x whatever may die, some 40 minutes, goes on where it stopped: docs/death-matrix.md
 # Each sets up what it needs and does nothing twice. All of them leave .venv/bin/brownout behind.
 
@@ -10,7 +11,7 @@ BIN := .venv/bin
 LOCK := uv.lock pyproject.toml $(wildcard */pyproject.toml)
 BENCHES = $(sort $(filter-out __init__ death_matrix,$(basename $(notdir $(wildcard tests/bench/*.py)))))
 
-.PHONY: demo test check bench bench-death-matrix protos install clean
+.PHONY: demo test check bench bench-no-shell bench-death-matrix protos install clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -27,11 +28,16 @@ check: .venv/.development
 	@$(BIN)/mypy
 	@$(UV) run --quiet --no-project --isolated --with-requirements protos/generator.txt python protos/generate.py --check
 	@$(BIN)/python tools/reference.py --check
+	@$(BIN)/python tools/no_shell.py
 	@$(BIN)/python tools/agent_alone.py $(UV)
 
 bench: .venv/.development
 	@$(PYTHON) tools/packages.py bench
 	@for bench in $(BENCHES); do $(BIN)/python -m tests.bench.$$bench || exit; done
+
+bench-no-shell: .venv/.development
+	@$(PYTHON) tools/packages.py test
+	@$(BIN)/python tools/no_shell.py --trace $(BIN)/pytest -q -p no:cacheprovider --deselect tests/e2e/test_no_shell.py
 
 bench-death-matrix: .venv/.development
 	@$(PYTHON) tools/packages.py bench

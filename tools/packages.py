@@ -27,7 +27,16 @@ HOSTS = {
     "e2fsck": "e2fsprogs",
     "unshare": "util-linux",
 }
-TEST = {**DEMO, "iptables-legacy": "iptables", "chromium": "chromium", "curl": "curl", "initdb": "postgresql", **HOSTS}
+WATCHERS = {"strace": "strace", "systemd-analyze": "systemd"}
+TEST = {
+    **DEMO,
+    "iptables-legacy": "iptables",
+    "chromium": "chromium",
+    "curl": "curl",
+    "initdb": "postgresql",
+    **WATCHERS,
+    **HOSTS,
+}
 BENCH = {**TEST, "stress-ng": "stress-ng", "fio": "fio"}
 PROGRAMS = {"setup": {}, "demo": DEMO, "test": TEST, "bench": BENCH}
 """Program -> package that brings it, by make target."""

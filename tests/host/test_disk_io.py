@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,6 +102,19 @@ def test_a_disk_without_room_for_the_working_set_is_refused(small_disk: Path) ->
     with pytest.raises(Refusal, match="a working set of 64 MiB needs 64 MiB more") as refused:
         fault.prepare(parameters, Host())
     assert "`file_size` smaller" in refused.value.remedy
+
+
+@pytest.mark.root
+@NEEDS_ROOT
+@pytest.mark.parametrize(
+    ("kind", "parameters"), [("disk.io", {"write": "1MiB/s", "file_size": "1MiB"}), ("disk.fill", {"size": "1MiB"})]
+)
+def test_a_read_only_disk_is_refused_with_where_else(small_disk: Path, kind: str, parameters: dict[str, str]) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    fault = catalogue()[kind]
+    with pytest.raises(Refusal, match="Read-only file system") as refused:
+        fault.prepare(fault.Parameters.model_validate({**parameters, "path": str(small_disk)}), Host())
+    assert "ReadWritePaths=" in refused.value.remedy
 
 
 @pytest.mark.root

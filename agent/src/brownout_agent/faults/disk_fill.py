@@ -25,6 +25,7 @@ from brownout_agent.faults.contract import (
     Refusal,
     SizeBytes,
 )
+from brownout_agent.kernel.disks import remedy_for
 from brownout_agent.quantities import format_size
 
 _MIB = 2**20
@@ -68,7 +69,8 @@ class DiskFill(Fault[DiskFillParameters]):
         try:
             os.close(os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600))
         except OSError as error:
-            raise Refusal(f"{folder} takes no unnamed file: {error.strerror}", "use ext4, xfs or btrfs") from error
+            remedy = remedy_for(error, "use ext4, xfs or btrfs")
+            raise Refusal(f"{folder} takes no unnamed file: {error.strerror}", remedy) from error
         free, total = _free_and_total(folder)
         take = _to_take(parameters, free, total)
         if take <= 0:

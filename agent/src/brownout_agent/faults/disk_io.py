@@ -39,6 +39,7 @@ from brownout_agent.kernel.disks import (
     ScratchFile,
     filesystem_of,
     open_scratch,
+    remedy_for,
     storage_bytes,
 )
 from brownout_agent.kernel.processes import ProcessKey
@@ -120,7 +121,9 @@ class DiskIo(Stressor[DiskIoParameters]):
         try:
             scratch = open_scratch(folder)
         except OSError as error:
-            raise Refusal(f"{folder} takes no unnamed file (O_TMPFILE): {error.strerror}", elsewhere) from error
+            raise Refusal(
+                f"{folder} takes no unnamed file (O_TMPFILE): {error.strerror}", remedy_for(error, elsewhere)
+            ) from error
         os.close(scratch.descriptor)
         space = os.statvfs(folder)
         free = space.f_bavail * space.f_frsize

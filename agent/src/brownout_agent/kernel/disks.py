@@ -36,6 +36,13 @@ def open_scratch(folder: str) -> ScratchFile:
         return ScratchFile(os.open(folder, flags, 0o600), is_direct=False)
 
 
+def remedy_for(error: OSError, otherwise: str) -> str:
+    """What helps when a folder takes no file of ours. Under systemd only some folders may be written at all."""
+    if error.errno == errno.EROFS:
+        return "name a folder that is not read-only; under systemd, one of the injector's `ReadWritePaths=`"
+    return otherwise
+
+
 def filesystem_of(folder: str) -> str:
     """The type of the file system that `folder` is on, like `ext4`; "" where /proc/self/mountinfo does not tell."""
     device = Path(folder).stat().st_dev
