@@ -24,6 +24,7 @@ GRACE_S = 5.0
 INJECT_WITHIN_S = 2.0
 """The longest time from the orders to a strike in mid-injection."""
 _LOOK_AGAIN_S = 0.05
+_EARLY_S = 2.0
 _MIB = 2**20
 
 
@@ -59,6 +60,8 @@ class Scene:
     """When a fault that had been there was first not there, the latest time."""
     busy_s: float = 0.0
     """The last look at which a fault or a holder was there."""
+    ends_by_itself: bool = False
+    """Whether each fault is to last as long as was ordered, and no less."""
     looked: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def see(self, there: set[str], *, is_busy: bool, now_s: float) -> None:
@@ -107,8 +110,9 @@ class Scene:
 
     def due(self) -> "Since":
         """When the time of each fault is up. It counts from when it is in effect, which the report of it tells."""
+        self.ends_by_itself = True
         told_s = self.host.controller.active_s
-        return {fault.kind: told_s.get(id_, 0.0) + self.duration_s for fault, id_ in self.ids.items()}
+        return {fault.kind: told_s[fault_id] + self.duration_s for fault, fault_id in self.ids.items()}
 
     def all_since(self, second: float) -> "Since":
         """The same for every fault."""
@@ -124,23 +128,30 @@ class Censored(Exception):
     """The trial did not come as far as its strike, so its cells say nothing."""
 
 
+class StruckHostFailed(Exception):
+    """The host is not what it must be after the strike; counts as something left."""
+
+
 async def trial(
     scene: Scene, strike: Strike, seed: int, watching: AbstractContextManager[None], turns: asyncio.Semaphore
 ) -> list[Outcome]:
     """Every fault of the scene's host under its column, in its phase: one outcome each."""
-    try:
-        with watching:
+    with watching:
+        try:
             async with turns:
                 free_before = await _reach_strike(scene)
                 was_there = set(scene.there)
                 since = await strike(scene)
                 await asyncio.sleep(BRISK_S)
-            await _watch_end(scene, since)
-            gone = {kind: _gone_after_s(scene, kind, second) for kind, second in since.items()}
-            left = await _leftovers(scene, free_before, max(since.values()) + scene.bound_s + RESTART_S)
-    except (Censored, AssertionError) as error:
-        return _outcomes(scene, seed, censored=str(error) or type(error).__name__)
-    return _outcomes(scene, seed, gone=gone, was_there=was_there, left=left)
+        except Censored as error:
+            return _outcomes(scene, seed, censored=str(error))
+        except StruckHostFailed as error:
+            return _outcomes(scene, seed, left=(str(error),))
+        await _watch_end(scene, since)
+        gone = {kind: _gone_after_s(scene, kind, second) for kind, second in since.items()}
+        early = _early(scene, since)
+        left = await _leftovers(scene, free_before, max(since.values()) + scene.bound_s + RESTART_S)
+    return _outcomes(scene, seed, gone=gone, was_there=was_there, left=early + left)
 
 
 async def _reach_strike(scene: Scene) -> int:
@@ -149,7 +160,10 @@ async def _reach_strike(scene: Scene) -> int:
     Raises:
         Censored: it did not come that far.
     """
-    await scene.host.start()
+    try:
+        await scene.host.start()
+    except AssertionError as error:
+        raise Censored(str(error)) from error
     if not await scene.until(lambda: not scene.there, 10):
         raise Censored(f"before any order there was {sorted(scene.there)}")
     _, free_before = await scene.host.left([])
@@ -176,6 +190,14 @@ async def _watch_end(scene: Scene, since: Since) -> None:
         lambda: time.monotonic() - max(scene.busy_s, begun_s) > QUIET_S,
         max(QUIET_S, max(since.values()) + scene.bound_s + RESTART_S + GRACE_S - begun_s),
     )
+
+
+def _early(scene: Scene, since: Since) -> tuple[str, ...]:
+    """Faults that ended before their time. The report from which it counts may be some time on its way."""
+    if not scene.ends_by_itself:
+        return ()
+    early = {kind: second - scene.gone_at_s.get(kind, second) for kind, second in since.items()}
+    return tuple(f"{kind} ended {by_s:.1f} s early" for kind, by_s in early.items() if by_s > _EARLY_S)
 
 
 async def _leftovers(scene: Scene, free_before: int, until_s: float) -> tuple[str, ...]:
