@@ -3,7 +3,8 @@
 A limit counts wherever it stands on the way up: a service in a slice obeys both.
 """
 
-from collections.abc import Iterator
+from collections.abc import errno
+import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,6 +131,10 @@ def _read(path: Path) -> str | None:
     try:
         return path.read_text().strip()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None
+    except OSError as error:
+        if error.errno != errno.ENODEV:  # the group was removed after its file was opened
+            raise
         return None
 
 
