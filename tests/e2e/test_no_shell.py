@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 from tools.no_shell import is_ours, shells_of_ours, trace
 
 ROOT = Path(__file__).parents[2]
@@ -13,6 +15,7 @@ WATCHED = (
 )
 
 
+@pytest.mark.slow
 def test_a_run_and_a_fleet_execute_no_shell() -> None:
     tests = [str(ROOT / "tests/e2e" / name) for name in WATCHED]
     code, executions = trace([str(PYTEST), "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *tests])

@@ -86,14 +86,15 @@ def _kill_members(group: Path) -> None:
 
 def settle_in() -> bool:
     """Make room for groups of ours below the service that systemd has delegated to us: move into a leaf of it, and
-    hand its controllers down. Call it before anything else is started. False where nothing is delegated.
+    hand its controllers down. Call it before anything else is started. False where there is no such service: a
+    container's whole tree may be delegated as well, and is not ours to rearrange.
 
     Raises:
         OSError: the kernel refused.
     """
     mountinfo, memberships = (PROC / "self/mountinfo").read_text(), (PROC / "self/cgroup").read_text()
     own = next(group_folders(mountinfo, memberships, ""), None)
-    if own is None or own.name == _LEAF or not _is_delegated(own):
+    if own is None or own.suffix != ".service" or not _is_delegated(own):
         return False
     leaf = own / _LEAF
     leaf.mkdir(exist_ok=True)
