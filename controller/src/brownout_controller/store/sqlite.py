@@ -24,7 +24,9 @@ from brownout_controller.store.errors import StoreError, damaged
 from brownout_controller.store.locks import lock_file, try_lock, unlock, wait_lock
 
 FILE = "brownout.db"
-BUSY_TIMEOUT_S = 10
+BUSY_TIMEOUT_S = 30
+"""SQLite's waiting is not fair: on a disk that a fault keeps busy, whoever waits may lose many times to who comes next.
+"""
 NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "fuse.sshfs", "fuse.glusterfs"})
 """Their locks do not hold what SQLite needs of them (sqlite.org/faq.html#q5)."""
 _POLL_S = 0.02
