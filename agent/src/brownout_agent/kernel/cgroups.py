@@ -3,8 +3,8 @@
 A limit counts wherever it stands on the way up: a service in a slice obeys both.
 """
 
-from collections.abc import errno
-import Iterator
+import errno
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
