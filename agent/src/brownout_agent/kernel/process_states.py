@@ -52,8 +52,14 @@ def command_lines(part: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def shares_our_network(pid: int) -> bool:
-    """Whether a process is in this process's network namespace, or in one that is not ours to read."""
-    return _network_of(pid) in {"", _network_of(os.getpid())}
+    """Whether a living process is in this process's network namespace, or in one that is not ours to read."""
+    ours = (PROC / "self/ns/net").readlink()
+    try:
+        return (PROC / str(pid) / "ns/net").readlink() == ours
+    except PermissionError:
+        return True
+    except _GONE:
+        return False
 
 
 def unnamed_files(pid: int) -> list[str]:
@@ -98,11 +104,3 @@ def _status(pid: int) -> dict[str, str]:
     except _GONE:
         return {}
     return fields
-
-
-def _network_of(pid: int) -> str:
-    """The process's network namespace, as a text to compare; "" where that is not ours to read."""
-    try:
-        return str((PROC / str(pid) / "ns/net").readlink())
-    except OSError:
-        return ""
