@@ -72,7 +72,9 @@ def _one_death(folder: Path, port: int, after_s: float, found: Deaths) -> None:
         assert first.stdout is not None
         first.stdin.write(b"\n")
         first.stdin.flush()
-        number = int(first.stdout.readline())
+        told = first.stdout.readline()
+        assert told, (folder / "controller.log").read_text()
+        number = int(told)
         time.sleep(after_s)  # the instant is what is drawn
     before, events = _run(folder, number), _events(folder, number)
     begun_s = time.monotonic()
