@@ -91,6 +91,7 @@ def test_the_agent_hears_at_once_that_its_host_is_halted_and_can_do_nothing(tmp_
     async def told(folder: Path) -> None:
         async with served(folder):
             client = await connect(folder)
+            await client.until(lambda message: message.HasField("attached"))
             (folder / "etc").mkdir()
             (folder / "etc" / "STOP").mkdir()  # any kind of file halts
             inspection = await inspected(client)

@@ -54,11 +54,11 @@ class HostHalt:
 def halt_host(stop_file: StopFile, state: Path, socket: Path, reason: str) -> HostHalt:
     """Latch, and end every fault that the journal in `state` knows; takes HALT_WITHIN_S at most, and a little."""
     troubles = []
+    before = _unfinished(state)  # a living injector needs milliseconds from the latch to clean
     try:
         stop_file.pull(reason)
     except OSError as error:
         troubles.append(f"not latched, so new orders may come: {error}; next: stop brownout-injector")
-    before = _unfinished(state)
     try:
         left = _Ending(state, socket, reason).carry_out()
     except JournalError as error:
