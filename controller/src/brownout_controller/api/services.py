@@ -2,23 +2,16 @@
 
 from dataclasses import dataclass, field
 
-from brownout_controller.access.decisions import Grant
-from brownout_controller.access.permissions import Role
-from brownout_controller.access.token_form import Token, new_token
 from brownout_controller.audit.entry import Auditor
 from brownout_controller.fleet.sessions import Fleet
 from brownout_controller.running.manager import RunManager
 from brownout_controller.serving import Controller
-from brownout_controller.store.access import AccessStore, UserExists, token_row
+from brownout_controller.store.access import AccessStore
 from brownout_controller.store.approvals import ApprovalStore
 from brownout_controller.store.levers import Levers
 from brownout_controller.store.requests import RequestStore
 from brownout_controller.store.run_access import RunAccess
 from brownout_controller.store.store import Store
-
-FIRST_USER = "admin"
-FIRST_TOKEN_TTL_S = 24 * 3600
-"""Time enough to make users; `brownout server admin-token` prints another one on the controller itself."""
 
 
 @dataclass(slots=True)
@@ -50,21 +43,3 @@ class Services:
     def store(self) -> Store:
         """The runs that are kept."""
         return self.controller.store
-
-
-def first_admin(access: AccessStore) -> Token | None:
-    """A token for the user `admin`, who is made with it; None where there are users already."""
-    if access.users():
-        return None
-    try:
-        access.add_user(FIRST_USER, [Grant(Role.ADMIN)])
-    except UserExists:  # another controller was first
-        return None
-    return admin_token(access)
-
-
-def admin_token(access: AccessStore) -> Token:
-    """A fresh token for the user `admin`: for whoever is root on the controller, and so may do anything anyway."""
-    token = new_token()
-    access.add_token(token_row(token, FIRST_USER, "local", FIRST_TOKEN_TTL_S, "first steps"))
-    return token

@@ -61,6 +61,12 @@ class Reason(Body):
     reason: Line = ""
 
 
+class Halt(Reason):
+    """A run to halt; the answer may wait until everything of it is undone."""
+
+    wait_s: int = Field(0, ge=0, le=60)
+
+
 class NewApproval(Body):
     """An approval of a plan."""
 

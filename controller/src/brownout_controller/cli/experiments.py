@@ -11,10 +11,12 @@ from typing import Annotated
 
 import typer
 
+from brownout_controller.cli import remote, remote_runs
 from brownout_controller.cli import validate as checking
 from brownout_controller.cli.fleet_access import Access, open_store, reach
 from brownout_controller.cli.live import Live
 from brownout_controller.cli.output import Format, ascii_only, console, fail, progress, show_one
+from brownout_controller.cli.remote_runs import Asked
 from brownout_controller.cli.settings import (
     DataDir,
     Labels,
@@ -73,6 +75,10 @@ def plan(
 ) -> None:
     """Resolve targets and vantages against the fleet; nothing is injected."""
     checked = _load(file, var)
+    if (server := remote.chosen()) is not None:
+        remote.refuse_local(listen=listen, label=label)
+        remote_runs.plan(server, Asked(checked, pairs(var, "a variable"), seed), output)
+        return
     access = Access(data_dir, listen, wait_hosts, wait_timeout, pairs(label, "a label"))
     made = asyncio.run(_plan(checked, access, _seed(seed)))
     if output is Format.NAME:
@@ -84,7 +90,7 @@ def plan(
 
 
 def run(
-    file: File,
+    file: Annotated[Path | None, typer.Argument(help="the experiment, a YAML file", readable=False)] = None,
     data_dir: DataDir = default_data_dir(),
     var: Variables = [],  # noqa: B006
     label: Labels = [],  # noqa: B006
@@ -96,13 +102,25 @@ def run(
         Path, typer.Option("--report-dir", help="where reports are written", readable=False)
     ] = Path(),
     report: Annotated[str, typer.Option("--report", help=f"formats, of {', '.join(FORMATS)}")] = "html",
+    plan_digest: Annotated[
+        str,
+        typer.Option("--plan", metavar="DIGEST", help="with --server: a plan that was made there, instead of a file"),
+    ] = "",
 ) -> None:
     """Run an experiment: on this machine with nothing set up, or with --listen on hosts that joined.
 
     Ctrl-C once halts the run and undoes every fault; twice leaves the undoing to the hosts, which do it by themselves.
+    With --server the run is the controller's: Ctrl-C leaves it alone, and `brownout halt` ends it.
     """
-    checked = _load(file, var)
     formats = _formats(report)
+    if (server := remote.chosen()) is not None:
+        remote.refuse_local(listen=listen, label=label)
+        asked = _asked(file, var, seed, plan_digest)
+        _check_writable(report_dir)
+        raise typer.Exit(int(remote_runs.run(server, asked, report_dir, formats)))
+    if file is None or plan_digest:
+        fail(ExitCode.USAGE, "usage", "give one experiment file; --plan goes with --server", "brownout run FILE")
+    checked = _load(file, var)
     access = Access(data_dir, listen, wait_hosts, wait_timeout, pairs(label, "a label"))
     _check_writable(report_dir)
     try:
@@ -110,6 +128,16 @@ def run(
     except KeyboardInterrupt:
         fail(ExitCode.HALTED, "halted", "Ctrl-C before the run began; nothing was injected")
     raise typer.Exit(int(code))
+
+
+def _asked(file: Path | None, var: list[str], seed: int | None, digest: str) -> Asked:
+    if (file is None) == (not digest):
+        fail(ExitCode.USAGE, "usage", "give either an experiment file or --plan DIGEST", "brownout plan FILE")
+    if file is None:
+        if var or seed is not None:
+            fail(ExitCode.USAGE, "usage", "--var and --seed belong to a file; a plan has its own")
+        return Asked(None, {}, None, digest)
+    return Asked(_load(file, var), pairs(var, "a variable"), seed)
 
 
 async def _plan(checked: Checked, access: Access, seed: int) -> Plan:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from brownout_controller.audit.logged import LogAuditor
+from brownout_controller.cli import remote, remote_runs
 from brownout_controller.cli.fleet_access import open_store
 from brownout_controller.cli.output import fail, progress
 from brownout_controller.cli.settings import DataDir, default_data_dir
@@ -38,6 +39,9 @@ def halt(
     """
     if (run is None) != everything:
         fail(ExitCode.USAGE, "usage", "say which: a run's number, or --all", "brownout runs list")
+    if (server := remote.chosen()) is not None:
+        code = _show(remote_runs.halt_all(server, reason)) if run is None else remote_runs.halt_run(server, run, reason)
+        raise typer.Exit(int(code))
     try:
         store = Store(data_dir)
     except StoreError as error:
@@ -53,8 +57,11 @@ def halt(
 
 def resume(data_dir: DataDir = default_data_dir()) -> None:
     """Let runs begin again after `brownout halt --all`."""
-    with open_store(data_dir) as store:
-        released = asyncio.run(_release(store))
+    if (server := remote.chosen()) is not None:
+        released = remote_runs.resume(server)
+    else:
+        with open_store(data_dir) as store:
+            released = asyncio.run(_release(store))
     print(f"released: {visible(released)}" if released else "nothing was halted")
 
 

@@ -2,11 +2,13 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
+from brownout_controller.cli import remote
 from brownout_controller.cli.fleet_access import Access, open_store, reach
 from brownout_controller.cli.output import Format, fail, show
 from brownout_controller.cli.settings import (
@@ -37,8 +39,12 @@ def list_hosts(
     output: Output = Format.TABLE,
 ) -> None:
     """Every connected host, its labels, policy, and how well its clock is known."""
-    access = Access(data_dir, listen, wait_hosts, wait_timeout, pairs(label, "a label"))
-    rows = asyncio.run(_ask(access, _describe))
+    if (server := remote.chosen()) is not None:
+        remote.refuse_local(listen=listen, label=label)
+        rows = [{**row, "labels": _labels(row["labels"])} for row in _remote_hosts(server)]
+    else:
+        access = Access(data_dir, listen, wait_hosts, wait_timeout, pairs(label, "a label"))
+        rows = asyncio.run(_ask(access, _describe))
     show(rows, ("name", "labels", "version", "environment", "clock_error_ms", "policy"), output, "name")
 
 
@@ -93,7 +99,11 @@ def doctor(
     output: Output = Format.TABLE,
 ) -> None:
     """What each host can do, and where it cannot: why, and what would help."""
-    rows = asyncio.run(_ask(Access(data_dir, listen, wait_hosts, wait_timeout), _diagnose))
+    if (server := remote.chosen()) is not None:
+        remote.refuse_local(listen=listen)
+        rows = _remote_faults(server)
+    else:
+        rows = asyncio.run(_ask(Access(data_dir, listen, wait_hosts, wait_timeout), _diagnose))
     if host is not None:
         names = sorted({row["host"] for row in rows})
         rows = [row for row in rows if row["host"] == host]
@@ -102,10 +112,30 @@ def doctor(
     show(rows, ("host", "kind", "able", "reason", "remedy"), output, "kind")
 
 
+def _remote_hosts(server: remote.Server) -> list[dict[str, Any]]:
+    with remote.connect(server) as api:
+        items: list[dict[str, Any]] = api.get("/hosts")["items"]
+        return items
+
+
+def _remote_faults(server: remote.Server) -> list[dict[str, Any]]:
+    with remote.connect(server) as api:
+        hosts = [api.get(f"/hosts/{one['name']}") for one in api.get("/hosts")["items"]]
+    return [
+        {"host": one["name"], **fault, "able": "yes" if fault["able"] else "no"}
+        for one in hosts
+        for fault in one["faults"]
+    ]
+
+
 async def _ask(access: Access, describe: Any) -> list[dict[str, Any]]:
     with open_store(access.data_dir) as store:
         async with reach(access, store) as controller:
             return [row for host in controller.fleet.connected for row in describe(host)]
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
 def _describe(host: HostState) -> list[dict[str, Any]]:
@@ -113,7 +143,7 @@ def _describe(host: HostState) -> list[dict[str, Any]]:
     error = view.clock_error_ms
     row = {
         "name": view.name,
-        "labels": ",".join(f"{key}={value}" for key, value in sorted(view.labels.items())),
+        "labels": _labels(view.labels),
         "version": view.agent_version,
         "environment": view.environment,
         "clock_error_ms": None if error is None else round(error, 3),

@@ -12,7 +12,19 @@ from typing import Annotated
 import typer
 
 from brownout_controller import __version__
-from brownout_controller.cli import authority, catalogue, data, experiments, halting, hosts, runs, server, tokens
+from brownout_controller.cli import (
+    authority,
+    catalogue,
+    data,
+    experiments,
+    halting,
+    hosts,
+    people,
+    runs,
+    server,
+    tokens,
+)
+from brownout_controller.cli.remote import SERVER, SERVER_CA, SERVER_PIN, TOKEN_FILE, Server, choose
 from brownout_controller.demo.main import run_demo
 from brownout_controller.store.database import DATABASE_URL
 
@@ -29,6 +41,8 @@ app.command()(experiments.plan)
 app.command()(experiments.run)
 app.command()(halting.halt)
 app.command()(halting.resume)
+app.command()(people.approve)
+app.command()(people.whoami)
 app.command()(runs.report)
 app.command()(hosts.doctor)
 app.command()(catalogue.explain)
@@ -40,6 +54,8 @@ app.add_typer(tokens.app, name="token")
 app.add_typer(data.app, name="data")
 app.add_typer(authority.app, name="ca")
 app.add_typer(server.commands, name="server")
+app.add_typer(people.users, name="users")
+app.add_typer(people.approvals, name="approvals")
 
 
 @app.command()
@@ -49,6 +65,7 @@ def demo(
     ),
 ) -> None:
     """Lose an app server behind a real HAProxy, in namespaces of its own, and measure the failover."""
+    os.environ.pop(SERVER, None)  # the demo has a controller of its own, whatever this user works with
     raise typer.Exit(run_demo(report_dir))
 
 
@@ -64,11 +81,41 @@ def options(
             help="keep everything there instead of in --data-dir; a password is better off in the variable",
         ),
     ] = "",
+    server_url: Annotated[
+        str,
+        typer.Option(
+            "--server",
+            metavar="https://HOST:PORT",
+            envvar=SERVER,
+            show_envvar=True,
+            help="ask a controller that serves there, with the token in $BROWNOUT_TOKEN",
+        ),
+    ] = "",
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=TOKEN_FILE, show_envvar=True, help="with --server: the token is in this file of ours alone"
+        ),
+    ] = None,
+    server_pin: Annotated[
+        str,
+        typer.Option(
+            metavar="sha256:HEX",
+            envvar=SERVER_PIN,
+            show_envvar=True,
+            help="with --server: the authority that `server start` names there",
+        ),
+    ] = "",
+    server_ca: Annotated[
+        Path | None,
+        typer.Option(envvar=SERVER_CA, show_envvar=True, help="with --server: authorities to trust instead, PEM"),
+    ] = None,
 ) -> None:
     """What stands before every command."""
     if version:
         print(__version__)
         raise typer.Exit
+    choose(Server(server_url, server_pin, server_ca, token_file) if server_url else None)
     os.environ[DATABASE_URL] = database  # where commands look, and what they start
 
 

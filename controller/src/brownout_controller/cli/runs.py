@@ -1,12 +1,14 @@
 """runs list, runs show, report: what has been."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from brownout_controller.analysis.verdict import judge
+from brownout_controller.cli import remote, remote_runs
 from brownout_controller.cli.fleet_access import open_store
 from brownout_controller.cli.output import Format, ascii_only, console, fail, show, show_one
 from brownout_controller.cli.settings import DataDir, Output, default_data_dir
@@ -28,17 +30,20 @@ def list_runs(
     output: Output = Format.TABLE,
 ) -> None:
     """The latest runs, newest first."""
-    with open_store(data_dir) as store:
-        lines = store.list_runs(limit)
+    if (server := remote.chosen()) is not None:
+        lines = remote_runs.runs(server, limit)
+    else:
+        with open_store(data_dir) as store:
+            lines = [{**asdict(line), "run": line.number} for line in store.list_runs(limit)]
     rows = [
         {
-            "run": line.number,
-            "name": line.name,
-            "verdict": line.verdict or "running, or its controller died",
-            "exit_code": line.exit_code,
-            "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line.started_ns / 1e9)),
-            "operator": line.operator,
-            "headline": line.headline,
+            "run": line["run"],
+            "name": line["name"],
+            "verdict": line["verdict"] or "running, or its controller died",
+            "exit_code": line["exit_code"],
+            "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line["started_ns"] / 1e9)),
+            "operator": line["operator"],
+            "headline": line["headline"],
         }
         for line in lines
     ]
@@ -75,6 +80,8 @@ def report(
 
 
 def _load(data_dir: Path, number: int) -> dict[str, Any]:
+    if (server := remote.chosen()) is not None:
+        return remote_runs.document(server, number)
     with open_store(data_dir) as store:
         try:
             return store.load_document(number)

@@ -2,27 +2,19 @@
 
 import asyncio
 import logging
-import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from brownout_controller.api.app import create_app
-from brownout_controller.api.server import serve_api
-from brownout_controller.api.services import FIRST_TOKEN_TTL_S, FIRST_USER, Services, admin_token, first_admin
-from brownout_controller.audit.logged import LogAuditor
-from brownout_controller.cli.fleet_access import open_store
-from brownout_controller.cli.output import fail, progress
+from brownout_controller.api.first_admin import FIRST_TOKEN_TTL_S, FIRST_USER, admin_token, first_admin
+from brownout_controller.cli.fleet_access import open_store, read_authority
+from brownout_controller.cli.output import fail
 from brownout_controller.cli.settings import DataDir, default_data_dir, split_address
 from brownout_controller.exit_codes import ExitCode
 from brownout_controller.fleet.authority import KeyPair
-from brownout_controller.running.manager import RunManager
-from brownout_controller.serving import open_authority, serve_fleet
 from brownout_controller.store.access import AccessStore
-from brownout_controller.store.store import Store
 
 commands = typer.Typer(
     help="A controller that stays, for hosts that join and people who come by the API.", no_args_is_help=True
@@ -53,7 +45,9 @@ def start(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     with open_store(data_dir) as store:
         try:
-            asyncio.run(_serve(store, data_dir, *addresses, pair))
+            from brownout_controller.api.controller import serve  # noqa: PLC0415 - other commands need no web framework
+
+            asyncio.run(serve(store, read_authority(data_dir), *addresses, pair))
         except OSError as error:
             fail(ExitCode.UNREACHABLE, "cannot-listen", str(error), "choose another --listen or --api")
 
@@ -79,43 +73,6 @@ def print_admin_token(data_dir: DataDir = default_data_dir()) -> None:
             token = admin_token(access)
     print(token.text)
     typer.echo(f"Good for {FIRST_TOKEN_TTL_S // 3600} h; kept nowhere.", err=True)
-
-
-async def _serve(
-    store: Store, data_dir: Path, listen: tuple[str, int], api: tuple[str, int], pair: Callable[[], KeyPair] | None
-) -> None:
-    ending = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ending.set)
-    async with _serving(store, data_dir, listen, api, pair):
-        await ending.wait()
-        progress().print("ending: every run is halted and undone first")
-
-
-@asynccontextmanager
-async def _serving(
-    store: Store, data_dir: Path, listen: tuple[str, int], api: tuple[str, int], pair: Callable[[], KeyPair] | None
-) -> AsyncIterator[None]:
-    """Fleet, runs and API, ended in the other order: runs are undone while agents can still be spoken to."""
-    out, auditor = progress(), LogAuditor()
-    authority = open_authority(data_dir)
-    async with serve_fleet(store, authority, *listen, auditor=auditor) as controller:
-        runs = RunManager(controller.fleet, store, controller.epoch, controller.controller_id, controller.lever)
-        services = Services(controller, runs, auditor)
-        token = first_admin(services.access)
-        app, fresh_pair = create_app(services), pair or authority.server_pair
-        async with controller.lever.obeying(runs), serve_api(app, *api, fresh_pair) as port:
-            out.print(f"agents on {controller.host}:{controller.port}, enrolment on port {controller.enrol_port}")
-            out.print(f"API on https://{api[0]}:{port}/api/v1, authority {authority.pin}")
-            if token is not None:
-                hours = FIRST_TOKEN_TTL_S // 3600
-                out.print(f"the first user is `{FIRST_USER}`; this token is shown once and good for {hours} h:")
-                print(token.text, flush=True)
-            try:
-                yield
-            finally:
-                await runs.close("this controller ends")
 
 
 def _pair_of_files(certificate: Path | None, key: Path | None) -> Callable[[], KeyPair] | None:

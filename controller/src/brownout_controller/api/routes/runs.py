@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 
@@ -21,7 +22,7 @@ from brownout_controller.api.problems import Problem
 from brownout_controller.api.routes.common import Here, Limit, Number, page, router
 from brownout_controller.api.routes.plans import refuse_elsewhere
 from brownout_controller.api.services import Services
-from brownout_controller.api.shapes import NewRun, Reason
+from brownout_controller.api.shapes import Halt, NewRun
 from brownout_controller.audit.entry import Outcome
 from brownout_controller.planning.plan import Plan
 from brownout_controller.reporting.document import from_document
@@ -37,6 +38,7 @@ routes = router("runs")
 
 MediaType = {"html": "text/html", "md": "text/markdown", "json": "application/json"}
 _REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
+_LOOK_EVERY_S = 0.5
 _BATCHES_MAX = 10
 """So many pages of others' runs are passed over for one page of one's own; `next` goes on from there."""
 Before = Annotated[int, Query(ge=1, lt=2**31, description="only runs with a smaller number")]
@@ -117,19 +119,35 @@ def follow(
     return PastEvents(here.run_access.events_of(number), first, end)
 
 
-@routes.post("/runs/{number}/halt", status_code=202)
+@routes.post("/runs/{number}/halt")
 async def halt(
-    number: Number, here: Here, caller: Annotated[Caller, needs(Permission.RUN_HALT)], body: Reason | None = None
+    number: Number, here: Here, caller: Annotated[Caller, needs(Permission.RUN_HALT)], body: Halt | None = None
 ) -> dict[str, Any]:
-    """Halt a run and undo its faults. Answers at once; its events tell when all is undone."""
-    why = body.reason if body else ""
+    """Halt a run and undo its faults. Answers at once, or when it is over, `wait_s` later at most."""
+    asked = body or Halt()
     run = here.runs.active.get(number)
     if run is None:
-        await asyncio.to_thread(_halt_elsewhere, number, here, caller, why)
+        await asyncio.to_thread(_halt_elsewhere, number, here, caller, asked.reason)
     else:
         await asyncio.to_thread(caller.demand, planning.place_of_plan(run.plan), f"run {number}", Permission.RUN_READ)
-        run.halt(f"halted: by {caller.user}" + (f": {why}" if why else ""))
-    return {"run": number, "halted": True}
+        run.halt(f"halted: by {caller.user}" + (f": {asked.reason}" if asked.reason else ""))
+    ended = await _ended(number, here, asked.wait_s)
+    return {"run": number, "halted": True, **ended}
+
+
+async def _ended(number: int, here: Services, wait_s: float) -> dict[str, Any]:
+    """How a run ended, if it does in time."""
+    deadline_s = time.monotonic() + wait_s
+    while (left_s := deadline_s - time.monotonic()) > 0:
+        run = here.runs.active.get(number)
+        if run is not None:
+            await asyncio.wait({run.task}, timeout=left_s)
+            continue
+        line = await asyncio.to_thread(here.run_access.line, number)
+        if line is not None and line.verdict is not None:
+            return end_document(line.verdict, line.exit_code, line.headline)
+        await asyncio.sleep(_LOOK_EVERY_S)
+    return end_document(None, None, None)
 
 
 async def _start(body: NewRun, here: Services, caller: Caller) -> dict[str, Any]:

@@ -1,0 +1,66 @@
+"""A controller that stays: its fleet, its runs and its API in one process, begun and ended in order."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from brownout_controller.api.app import create_app
+from brownout_controller.api.first_admin import FIRST_TOKEN_TTL_S, FIRST_USER, first_admin
+from brownout_controller.api.server import serve_api
+from brownout_controller.api.services import Services
+from brownout_controller.audit.logged import LogAuditor
+from brownout_controller.fleet.authority import Authority, KeyPair
+from brownout_controller.running.manager import RunManager
+from brownout_controller.serving import serve_fleet
+from brownout_controller.store.store import Store
+
+Address = tuple[str, int]
+Pairs = Callable[[], KeyPair]
+"""Gives a fresh key and certificate."""
+
+
+async def serve(store: Store, authority: Authority, listen: Address, api: Address, pair: Pairs | None) -> None:
+    """Serve until SIGINT or SIGTERM. Without `pair` the authority makes the API's certificates.
+
+    Raises:
+        OSError: an address cannot be bound.
+        StoreError: another controller serves from this database, or it does not answer.
+    """
+    ending = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ending.set)
+    async with _serving(store, authority, listen, api, pair):
+        await ending.wait()
+        _say("ending: every run is halted and undone first")
+
+
+@asynccontextmanager
+async def _serving(
+    store: Store, authority: Authority, listen: Address, api: Address, pair: Pairs | None
+) -> AsyncIterator[None]:
+    """Fleet, runs and API, ended in the other order: runs are undone while agents can still be spoken to."""
+    auditor = LogAuditor()
+    async with serve_fleet(store, authority, *listen, auditor=auditor) as controller:
+        runs = RunManager(controller.fleet, store, controller.epoch, controller.controller_id, controller.lever)
+        services = Services(controller, runs, auditor)
+        token = first_admin(services.access)
+        app, fresh_pair = create_app(services), pair or authority.server_pair
+        async with controller.lever.obeying(runs), serve_api(app, *api, fresh_pair) as port:
+            _say(f"agents on {controller.host}:{controller.port}, enrolment on port {controller.enrol_port}")
+            _say(f"API on https://{api[0]}:{port}/api/v1, authority {authority.pin}")
+            if token is not None:
+                hours = FIRST_TOKEN_TTL_S // 3600
+                _say(f"the first user is `{FIRST_USER}`; this token is shown once and good for {hours} h:")
+                print(token.text, flush=True)  # noqa: T201 - the one place where it is shown
+            try:
+                yield
+            finally:
+                await runs.close("this controller ends")
+
+
+def _say(line: str) -> None:
+    """What is going on, for who started it."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
