@@ -20,7 +20,7 @@ from brownout_agent.faults.contract import TRIAL_S
 from brownout_agent.faults.network_rules import FAMILY, table_name
 from brownout_agent.frames import to_value
 from brownout_agent.kernel.nftables import table_names
-from brownout_agent.kernel.processes import read_stat
+from brownout_agent.kernel.processes import is_alive, key_of, read_stat
 from brownout_protos.v1 import fault_pb2
 
 from tests.support.injectors import Client, connect, holders, injector, new_id, running
@@ -142,30 +142,39 @@ async def _all_on(client: Client, folder: Path) -> list[FrozenFault]:
         fault_id = new_id()
         values = {name: to_value(value) for name, value in parameters.items()}
         client.inject(fault_id, kind=kind, parameters=values, lease_ms=int(LEASE_S * 1_000), duration_ms=60_000)
-        await client.until(lambda message: message.report.state == fault_pb2.ACTIVE)
-        faults.append(FrozenFault(kind, fault_id, _look_for(kind, fault_id, folder)))
+        while not (
+            (told := (await client.until(lambda message: message.HasField("report"))).report).fault_id == fault_id
+            and told.state == fault_pb2.ACTIVE
+        ):
+            assert not told.end_cause, told
+        look = await asyncio.to_thread(_look_for, kind, fault_id, folder)
+        faults.append(FrozenFault(kind, fault_id, look))
     # It answers meanwhile for the network faults on trial; what is there after the trial's time has passed it.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(TRIAL_S + 1):
-            await client.until(lambda _: False)
+            ended = await client.until(lambda message: message.report.end_cause != 0)
+            raise AssertionError(f"ended before anything was stopped: {ended.report}")
     missing = [fault.kind for fault in faults if not await asyncio.to_thread(fault.is_there)]
     assert not missing, missing
     return faults
 
 
 def _look_for(kind: str, fault_id: str, folder: Path) -> Callable[[], bool]:
+    """A look that costs next to nothing, where that can be had: it must not itself be late."""
     if kind.startswith("network."):
         return lambda: table_name(fault_id) in table_names(FAMILY)
     if kind == "process.pause":
-        return lambda: not _runs(folder / "paused")
+        (paused,) = running(folder / "paused")
+        return lambda: _state(paused) != "S"
     if kind == "process.kill":
-        return lambda: not _runs(folder / "killed")
-    return lambda: bool(holders(fault_id))
+        return lambda: "S" not in map(_state, running(folder / "killed"))
+    keys = [key for pid in holders(fault_id) if (key := key_of(pid)) is not None]
+    return lambda: any(map(is_alive, keys))
 
 
-def _runs(program: Path) -> bool:
-    stats = [read_stat(pid) for pid in running(program)]
-    return [stat.state for stat in stats if stat is not None] == ["S"]
+def _state(pid: int) -> str:
+    stat = read_stat(pid)
+    return stat.state if stat is not None else ""
 
 
 def _pids_of(injector_pid: int, faults: list[FrozenFault]) -> dict[str, list[int]]:
