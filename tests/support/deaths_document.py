@@ -118,13 +118,13 @@ def _not_good(outcomes: Sequence[Outcome]) -> str:
     bad = [one for one in outcomes if one.judgement in {"late", "left"}]
     if not bad:
         return ""
-    counted = Counter((one.column, one.phase, one.judgement, one.fault) for one in bad)
-    lines = ["| column | phase | fault | judged | cells | a seed |", "|---|---|---|---|---|---|"]
-    for (column, phase, judgement, fault), count in sorted(counted.items()):
-        seed = next(
-            one.seed
-            for one in bad
-            if (one.column, one.phase, one.judgement, one.fault) == (column, phase, judgement, fault)
-        )
-        lines.append(f"| {column} | {phase} | {fault} | {judgement} | {count} | {seed} |")
+    counted = Counter(map(_kind_of_failure, bad))
+    lines = ["| commit | column | phase | fault | judged | cells | a seed |", "|---" * 7 + "|"]
+    seeds = {_kind_of_failure(one): one.seed for one in bad}
+    for key, count in sorted(counted.items()):
+        lines.append("| " + " | ".join([*key, str(count), str(seeds[key])]) + " |")
     return "\n## Cells that are not good\n\n" + "\n".join(lines) + "\n"
+
+
+def _kind_of_failure(outcome: Outcome) -> tuple[str, str, str, str, str]:
+    return outcome.commit, outcome.column, outcome.phase, outcome.fault, outcome.judgement

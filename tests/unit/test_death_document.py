@@ -41,7 +41,7 @@ def test_the_page_counts_cells_and_names_those_that_are_not_good_with_a_seed() -
     page = document([_GOOD, late, censored], "Linux 1 with 1 cores", "make it")
     assert "**2 cells, 0 with something left, 1 late**, 1 more that came to no strike" in page
     assert "| injector KILL | 5 s | 2 | 0 | 1 | 1 | 0.25 s | 9.00 s | 9.00 s |" in page
-    assert "| injector KILL | hold | cpu.load | late | 1 | 4711 |" in page
+    assert "| c0ffee | injector KILL | hold | cpu.load | late | 1 | 4711 |" in page
 
 
 def test_a_fault_that_was_never_on_says_nothing_of_how_long_an_undo_takes() -> None:
