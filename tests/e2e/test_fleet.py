@@ -1,58 +1,22 @@
 """Joining and staying in a fleet: real agent processes, real mutual TLS, and everybody who must be kept out."""
 
 import asyncio
-import contextlib
 import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc
 import pytest
-from brownout_agent.agent.identity import JoinError, Membership, load, new_key, request_for
+from brownout_agent.agent.identity import JoinError, load, new_key, request_for
 from brownout_agent.agent.joining import join
 from brownout_agent.agent.trust import SERVER_NAME, controllers_of
 from brownout_agent.kernel.clock import boottime_ns
 from brownout_controller.fleet import server
 from brownout_controller.fleet.authority import Authority, Peer, read_request
-from brownout_controller.serving import Controller, open_authority, serve_fleet
-from brownout_controller.store.store import Store
+from brownout_controller.serving import Controller
 from brownout_protos.v1 import fleet_pb2, fleet_pb2_grpc
 
-BIN = Path(sys.executable).parent
-
-
-@contextlib.asynccontextmanager
-async def controller(folder: Path, port: int = 0) -> AsyncIterator[Controller]:
-    store = Store(folder)
-    try:
-        async with serve_fleet(store, open_authority(folder), "127.0.0.1", port) as serving:
-            yield serving
-    finally:
-        store.close()
-
-
-def membership(serving: Controller, name: str = "app-1") -> Membership:
-    return Membership(f"127.0.0.1:{serving.port}", serving.enrol_port, name, {"role": "app"})
-
-
-async def joined(serving: Controller, folder: Path, name: str = "app-1") -> Path:
-    await join(folder, membership(serving, name), serving.identities.create_token(), serving.authority.pin, wait_s=5)
-    return folder
-
-
-@contextlib.asynccontextmanager
-async def agent(folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    argv = [BIN / "brownout-agent", "run", "--state-dir", folder, "--injector-socket", folder / "none.sock"]
-    with (folder / "agent.log").open("ab") as log:
-        process = await asyncio.create_subprocess_exec(*argv, stderr=log)
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
+from tests.support.fleets import BIN, agent, agent_id, controller, injector, joined, membership, said, until
 
 
 def test_an_agent_joins_by_token_and_pin_and_its_clock_is_measured(tmp_path: Path) -> None:
@@ -196,8 +160,8 @@ def test_two_agents_with_one_name_are_told_so_and_the_first_one_stays(tmp_path: 
             async with agent(first):
                 assert await serving.fleet.wait_for(1, 15)
                 async with agent(second):
-                    await _said(second, "another agent is connected as `app-1`; give each host its own --name")
-                assert [host.agent_id for host in serving.fleet.connected] == [_agent_id(first)]
+                    await said(second, "another agent is connected as `app-1`; give each host its own --name")
+                assert [host.agent_id for host in serving.fleet.connected] == [agent_id(first)]
                 assert "another agent" in serving.fleet.turned_away["app-1"]
 
     asyncio.run(story())
@@ -208,7 +172,7 @@ def test_an_agent_of_another_version_is_told_which_two_differ(tmp_path: Path, mo
 
     async def story() -> None:
         async with controller(tmp_path / "c") as serving, agent(await joined(serving, tmp_path / "a")):
-            await _said(tmp_path / "a", "and controller 9.9.9 differ; upgrade")
+            await said(tmp_path / "a", "and controller 9.9.9 differ; upgrade")
             assert serving.fleet.connected == []
 
     asyncio.run(story())
@@ -218,7 +182,7 @@ def test_a_host_cannot_be_called_controller(tmp_path: Path) -> None:
     async def story() -> None:
         async with controller(tmp_path / "c") as serving:
             async with agent(await joined(serving, tmp_path / "a", "controller")):
-                await _said(tmp_path / "a", "`controller` means the controller itself")
+                await said(tmp_path / "a", "`controller` means the controller itself")
             assert serving.fleet.connected == []
 
     asyncio.run(story())
@@ -262,32 +226,6 @@ def test_a_dead_injector_and_a_new_one_are_seen_in_the_fleet(tmp_path: Path) -> 
             async with injector(tmp_path / "a" / "none.sock", tmp_path / "i"):
                 assert await serving.fleet.wait_for(1, 15, with_injector=True)
                 assert "cpu.load" in host.able
-            await _until(lambda: not host.hello.injector_attached)
+            await until(lambda: not host.hello.injector_attached)
 
     asyncio.run(story())
-
-
-@contextlib.asynccontextmanager
-async def injector(socket: Path, state: Path) -> AsyncIterator[None]:
-    argv = [BIN / "brownout-injector", "serve", "--embedded", "--socket", socket, "--state-dir", state]
-    process = await asyncio.create_subprocess_exec(*argv, stderr=asyncio.subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        process.terminate()
-        await process.wait()
-
-
-async def _said(folder: Path, text: str) -> None:
-    """Wait until the agent that lives in `folder` has logged this."""
-    await _until(lambda: text in (folder / "agent.log").read_text())
-
-
-async def _until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(15):
-        while not holds():
-            await asyncio.sleep(0.02)
-
-
-def _agent_id(folder: Path) -> str:
-    return load(folder).membership.agent_id

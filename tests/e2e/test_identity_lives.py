@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -30,11 +31,12 @@ from tests.support.fleets import BIN, Entries, agent, controller, identity, inje
 
 LIFE = datetime.timedelta(seconds=6)
 REVOKED_WITHIN_S = 2.0
+VICTIM = f"victim-{uuid.uuid4().hex}"
 
 
 @contextlib.contextmanager
 def victim() -> "contextlib.AbstractContextManager[subprocess.Popen[bytes]]":  # type: ignore[misc]
-    process = subprocess.Popen([sys.executable, "-c", "import time\nwhile True: time.sleep(0.05)", "brownout-victim"])
+    process = subprocess.Popen([sys.executable, "-c", "import time\nwhile True: time.sleep(0.05)", VICTIM])
     try:
         yield process
     finally:
@@ -57,7 +59,7 @@ async def paused(serving: Controller, folder: Path, for_s: int) -> AsyncIterator
             (host,) = serving.fleet.connected
             order = fault_pb2.Inject(
                 fault_id="pause-1", epoch=serving.epoch, environment=host.hello.environment, kind="process.pause",
-                parameters={"command": to_value("brownout-victim")}, duration_ms=for_s * 1000, lease_ms=10_000,
+                parameters={"command": to_value(VICTIM)}, duration_ms=for_s * 1000, lease_ms=10_000,
             )  # fmt: skip
             assert host.session is not None
             host.session.send(fleet_pb2.ControllerMessage(inject=order))

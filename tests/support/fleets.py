@@ -76,11 +76,15 @@ async def agent(folder: Path, socket: Path | None = None) -> AsyncIterator[async
 @contextlib.asynccontextmanager
 async def injector(socket: Path, state: Path) -> AsyncIterator[None]:
     argv = [BIN / "brownout-injector", "serve", "--embedded", "--socket", socket, "--state-dir", state]
-    process = await asyncio.create_subprocess_exec(*argv, stderr=asyncio.subprocess.DEVNULL)
+    with socket.with_suffix(".log").open("ab") as log:
+        process = await asyncio.create_subprocess_exec(*argv, stderr=log)
     try:
+        await until(lambda: socket.is_socket() or process.returncode is not None, 40)
+        assert process.returncode is None, socket.with_suffix(".log").read_text()
         yield
     finally:
-        process.terminate()
+        if process.returncode is None:
+            process.terminate()
         await process.wait()
 
 
