@@ -16,7 +16,8 @@ random instant after the orders, *hold* with all faults on, *undo* at a random i
 faults of a host are on at once. Programs are the real ones: the controller's fleet server over mutual TLS, agent,
 injector, watchdog. Whether a fault is on is read from the kernel by another process: processes of `/proc`, the state of
 victims, datagrams that do not arrive. Afterwards the host must run nothing but what it ran before, each victim once,
-without a table or control group of ours, and with its disk as free as before; otherwise something was *left*.
+without a table or control group of ours, and with its disk as free as before; otherwise something was *left*, which counts against every cell of
+that trial.
 
 """
 _COLUMNS_SAY = f"""
@@ -52,7 +53,7 @@ class _Times:
     late: int
     left: int
     seconds: tuple[float, ...]
-    """Sorted; of faults that were on."""
+    """Sorted; of faults that were on. Infinite where one was never seen to go."""
 
 
 def percentile(ordered: Sequence[float], share: float) -> float | None:
@@ -90,13 +91,16 @@ def _by_column(outcomes: Sequence[Outcome]) -> str:
 def _times(outcomes: Sequence[Outcome], column: Column) -> _Times:
     mine = [outcome for outcome in outcomes if outcome.column == column.name]
     judged = Counter(outcome.judgement for outcome in mine)
-    seconds = sorted(outcome.gone_after_s for outcome in mine if outcome.gone_after_s)
+    times = [math.inf if one.gone_after_s is None else one.gone_after_s for one in mine if one.judgement != "censored"]
+    seconds = sorted(time_s for time_s in times if time_s)
     told = len(mine) - judged["censored"]
     return _Times(told, judged["censored"], judged["late"], judged["left"], tuple(seconds))
 
 
 def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f} s"
+    if value is None:
+        return "-"
+    return "not gone" if math.isinf(value) else f"{value:.2f} s"
 
 
 def _by_fault(outcomes: Sequence[Outcome]) -> str:

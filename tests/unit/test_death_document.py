@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.deaths_document import document, percentile
 from tests.support.deaths import Outcome, Phase
+from tests.support.deaths_document import document, percentile
 
 _GOOD = Outcome(
     "injector KILL", Phase.HOLD, "cpu.load", 7, was_there=True, gone_after_s=0.25, bound_s=5, commit="c0ffee"
@@ -47,3 +47,8 @@ def test_the_page_counts_cells_and_names_those_that_are_not_good_with_a_seed() -
 def test_a_fault_that_was_never_on_says_nothing_of_how_long_an_undo_takes() -> None:
     page = document([_GOOD, replace(_GOOD, was_there=False, gone_after_s=0.0)], "a machine", "make it")
     assert "| injector KILL | 5 s | 2 | 0 | 0 | 0 | 0.25 s | 0.25 s | 0.25 s |" in page
+
+
+def test_a_fault_that_never_went_is_the_slowest_of_all() -> None:
+    page = document([_GOOD, replace(_GOOD, gone_after_s=None)], "a machine", "make it")
+    assert "| injector KILL | 5 s | 2 | 0 | 1 | 0 | 0.25 s | not gone | not gone |" in page
