@@ -16,8 +16,8 @@ random instant after the orders, *hold* with all faults on, *undo* at a random i
 faults of a host are on at once. Programs are the real ones: the controller's fleet server over mutual TLS, agent,
 injector, watchdog. Whether a fault is on is read from the kernel by another process: processes of `/proc`, the state of
 victims, datagrams that do not arrive. Afterwards the host must run nothing but what it ran before, each victim once,
-without a table or control group of ours, and with its disk as free as before; otherwise something was *left*, which counts against every cell of
-that trial.
+without a table or control group of ours, and with its disk as free as before; otherwise something was *left*, which
+counts against every cell of that trial.
 
 """
 _COLUMNS_SAY = f"""
