@@ -11,7 +11,8 @@ from brownout_controller.analysis.expectations import ExpectationResult
 from brownout_controller.analysis.verdict import Findings
 from brownout_controller.analysis.wording import counted, duration
 from brownout_controller.record import RunRecord, Verdict
-from brownout_controller.reporting.facts import AnatomyTable, anatomy_tables, fault_rows, residue_rows
+from brownout_controller.reporting.facts import AnatomyTable, anatomy_tables, fault_rows
+from brownout_controller.reporting.residue import residue_rows
 from brownout_controller.reporting.visible import visible
 
 _STYLES = {

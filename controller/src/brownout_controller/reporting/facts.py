@@ -27,13 +27,9 @@ from brownout_controller.record import (
     Event,
     EventKind,
     FaultOutcome,
-    HostResidue,
-    ResidueState,
     RunRecord,
     Series,
 )
-
-MOST_RESIDUE_LINES = 20
 
 MARK_LABELS = {
     MarkName.INJECTED: "injected",
@@ -143,18 +139,6 @@ class FaultRow:
     residue: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ResidueRow:
-    """The residue audit of one host. Of many lines the first are told; the JSON holds all."""
-
-    host: str
-    state: str
-    is_clean: bool
-    left: tuple[str, ...]
-    changed_meanwhile: tuple[str, ...]
-    unread: tuple[str, ...]
-
-
 def numbered_marks(findings: Findings) -> tuple[NumberedMark, ...]:
     """The marks to show: for each fault as its worst vantage saw it, numbered in order of time over the whole run."""
     seen = [
@@ -220,11 +204,6 @@ def impact_rows(record: RunRecord) -> tuple[ImpactRow, ...]:
 def fault_rows(record: RunRecord) -> tuple[FaultRow, ...]:
     """A row for every fault and host."""
     return tuple(_fault_row(fault) for fault in record.faults)
-
-
-def residue_rows(record: RunRecord) -> tuple[ResidueRow, ...]:
-    """A row for every host that was audited."""
-    return tuple(_residue_row(found) for found in record.residue)
 
 
 def measured(result: ExpectationResult) -> str:
@@ -395,22 +374,6 @@ def _fault_row(fault: FaultOutcome) -> FaultRow:
         undo_confirmed=fault.undo in {"clean", "not_needed"},
         residue=fault.residue,
     )
-
-
-def _residue_row(found: HostResidue) -> ResidueRow:
-    return ResidueRow(
-        host=found.host,
-        state=found.state.value,
-        is_clean=found.state is ResidueState.CLEAN,
-        left=_first(found.left),
-        changed_meanwhile=_first(found.changed_meanwhile),
-        unread=_first(found.unread),
-    )
-
-
-def _first(lines: tuple[str, ...]) -> tuple[str, ...]:
-    more = len(lines) - MOST_RESIDUE_LINES
-    return (*lines[:MOST_RESIDUE_LINES], f"and {more} more") if more > 0 else lines
 
 
 def _amount(value: float | None, unit: str) -> str:

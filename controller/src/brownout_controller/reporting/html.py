@@ -13,6 +13,7 @@ from brownout_controller.analysis.verdict import Findings
 from brownout_controller.analysis.wording import clock, date_and_clock, duration
 from brownout_controller.record import RunRecord
 from brownout_controller.reporting import facts
+from brownout_controller.reporting.residue import residue_rows
 from brownout_controller.reporting.timeline import close_up, draw_timeline
 from brownout_controller.reporting.visible import visible
 
@@ -39,7 +40,7 @@ def to_html(record: RunRecord, findings: Findings) -> str:
         anatomies=facts.anatomy_tables(record, findings),
         impact=facts.impact_rows(record),
         faults=facts.fault_rows(record),
-        residue=facts.residue_rows(record),
+        residue=residue_rows(record),
         limits=facts.limits(record),
         provenance=facts.provenance(record),
         source=_source(record.source),

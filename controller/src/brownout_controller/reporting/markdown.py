@@ -14,9 +14,9 @@ from brownout_controller.reporting.facts import (
     limits,
     measured,
     provenance,
-    residue_rows,
     timeline_rows,
 )
+from brownout_controller.reporting.residue import residue_rows
 from brownout_controller.reporting.visible import visible
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|!~@&])")
