@@ -156,7 +156,7 @@ times include the start of their own Python.
 {chr(10).join(lines)}
 
 {rounds} trials each, 0 leftovers. By `python -m tests.bench.halting {rounds}` on Linux {platform.release()} with
-{os.cpu_count()} cores.
+{os.cpu_count()} cores at a load average of {os.getloadavg()[1]:.0f}.
 """
     DOCUMENT.write_text(text, encoding="utf-8")
     print(text)

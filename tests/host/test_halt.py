@@ -120,13 +120,13 @@ def test_a_halted_host_is_halted_in_its_next_life_as_well(tmp_path: Path) -> Non
 def test_a_hostile_controller_gets_nothing_past_a_stop_file(tmp_path: Path) -> None:
     async def told(folder: Path) -> None:
         async with served(folder):
-            await active(await connect(folder), 3)  # and this agent goes away
+            await active(await connect(folder), 2)  # and this agent goes away
             hostile = await connect(folder)
-            sent = [new_id() for _ in range(200)]
+            sent = [new_id() for _ in range(100)]
             for position, fault_id in enumerate(sent):
                 hostile.inject(fault_id, epoch=2**63, lease_ms=300_000, duration_ms=900_000)
                 hostile.send(renew=fault_pb2.RenewLease(epoch=2**63))
-                if position == 20:
+                if position == 5:
                     (folder / "etc").mkdir()
                     (folder / "etc" / "STOP").touch()
                 await asyncio.sleep(0.005)  # beside the injector, not before it
