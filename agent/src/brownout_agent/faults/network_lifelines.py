@@ -5,8 +5,9 @@ how often its oldest unanswered segment was sent again: what the rules do not sh
 a fault of ours on a peer) shows there, once the connection carries something.
 """
 
-from brownout_agent.faults.contract import Host
-from brownout_agent.faults.network_scope import Scope, ssh_server_ports
+from collections.abc import Iterable
+
+from brownout_agent.faults.network_scope import Scope
 from brownout_agent.kernel.tcp_connections import read_established
 
 UNANSWERED_MAX = 1
@@ -16,13 +17,9 @@ UNANSWERED_MAX = 1
 class Lifelines:
     """The SSH connections that stood before the fault."""
 
-    def __init__(self, scope: Scope, host: Host) -> None:
-        """Found by what the host says now: the rules go by what it said before, and that may be wrong.
-
-        Raises:
-            OSError: the kernel does not list them.
-        """
-        ports = {*host.exempt_ports, *ssh_server_ports()}
+    def __init__(self, scope: Scope, ssh_ports: Iterable[int]) -> None:
+        """Raises OSError when the kernel does not list its connections."""
+        ports = frozenset(ssh_ports)
         self._scope = scope
         self._before = {
             connection: unanswered

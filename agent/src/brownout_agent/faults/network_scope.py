@@ -185,7 +185,7 @@ def resolve(parameters: NetworkParameters, host: Host) -> Facts:
     networks = _resolve_networks(parameters.to) if parameters.to else None
     ports = tuple(parse_port_range(text) for text in parameters.port)
     peers = tuple((_peer_network(peer), peer.port) for peer in host.exempt_peers)
-    exempt_ports = tuple(sorted({*host.exempt_ports, *ssh_server_ports()}))
+    exempt_ports = tuple(sorted({*host.exempt_ports, *_ssh_server_ports()}))
     if networks is not None:
         _refuse_exempt_peers(networks, ports, peers)
     if ports and parameters.protocol != "udp" and all(a == b and a in exempt_ports for a, b in ports):
@@ -260,7 +260,7 @@ def _goes_through_loopback(networks: tuple[Network, ...]) -> bool:
     return any(network.is_loopback or network in own for network in networks)
 
 
-def ssh_server_ports() -> set[int]:
+def _ssh_server_ports() -> set[int]:
     """The TCP ports on which a process named sshd listens. Looks at every process of the host."""
     ports: set[int] = set()
     for process in psutil.process_iter(["name"]):

@@ -81,7 +81,8 @@ class NetworkFault(Fault[N]):
         return resolve(parameters, host)
 
     def watch_lifelines(self, record: Record[N], host: Host) -> Callable[[], str]:
-        return Lifelines(Scope.of(record.parameters, record.facts), host).harm
+        ssh_ports = {*host.exempt_ports, *record.facts["exempt_ports"]}
+        return Lifelines(Scope.of(record.parameters, record.facts), ssh_ports).harm
 
     def apply(self, parameters: N, facts: Facts, hold: Hold) -> None:
         table = table_name(hold.fault_id)

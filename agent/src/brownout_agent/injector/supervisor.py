@@ -221,10 +221,10 @@ class Supervisor:
                 self._feed(live, lifecycle.Retry())
         elif live.state is Mark.UNDOING:
             return
+        elif live.trial is not None and (harm := live.trial.outcome(now_ns)) is not None:
+            self._end_trial(live, harm)  # before its time: a loop that is late must not lose a proof that came in time
         elif (end := live.deadlines.due(now_ns)) is not None:
             self._feed(live, end)
-        elif live.trial is not None and (harm := live.trial.outcome(now_ns)) is not None:
-            self._end_trial(live, harm)
         elif live.readings is not None and now_ns - live.looked_ns >= MEASURE_EVERY_S * 1e9:
             live.looked_ns = now_ns
             if (reading := live.readings.take()) is not None:

@@ -26,7 +26,10 @@ class Connection:
 
 
 def read_established() -> dict[Connection, int]:
-    """Every established connection, with how often in a row its oldest unanswered segment has been sent again.
+    """Every established connection, with how often in a row it has tried again and had no answer.
+
+    Either the oldest segment was sent again (RTO), or it never got out of this host and was tried as a probe: a packet
+    that a rule drops in the output hook counts as not sent.
 
     Raises:
         OSError: /proc cannot be read.
@@ -42,10 +45,10 @@ def parse_established(text: str) -> dict[Connection, int]:
     """The established connections of such a table. Pure."""
     found = {}
     for line in text.splitlines()[1:]:
-        # sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt ...
+        # sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt uid timeout; the last is of the probes
         fields = line.split()
         if fields[3] == _ESTABLISHED:
-            found[Connection(*_parse_end(fields[1]), *_parse_end(fields[2]))] = int(fields[6], 16)
+            found[Connection(*_parse_end(fields[1]), *_parse_end(fields[2]))] = int(fields[6], 16) + int(fields[8])
     return found
 
 
