@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -298,7 +299,7 @@ def test_a_port_on_which_a_process_named_sshd_listens_is_exempt_too() -> None:
         "import pathlib, socket\npathlib.Path('/proc/self/comm').write_text('sshd')\n"
         "server = socket.create_server(('127.0.0.1', 0))\nprint(server.getsockname()[1], flush=True)\nserver.accept()"
     )
-    with subprocess.Popen(["python3", "-c", listen], stdout=subprocess.PIPE, text=True) as daemon:
+    with subprocess.Popen([sys.executable, "-c", listen], stdout=subprocess.PIPE, text=True) as daemon:
         try:
             assert daemon.stdout is not None
             port = int(daemon.stdout.readline())
