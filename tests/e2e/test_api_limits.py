@@ -20,7 +20,7 @@ from brownout_controller.api.bounded import BODY_MAX_BYTES
 from brownout_controller.audit.entry import Outcome
 from brownout_controller.language.source import LARGEST_BYTES
 
-from tests.support.api_server import ApiServer
+from tests.support.api_server import ApiServer, raw
 
 
 @pytest.fixture(scope="module")
@@ -294,16 +294,6 @@ def test_numbers_that_no_run_has_are_404(ann: httpx.Client, number: str) -> None
 
 
 # ---- slow clients ----------------------------------------------------------------------------------------------------
-
-
-def raw(api: ApiServer, receive_buffer: int = 0) -> ssl.SSLSocket:
-    host, port = api.url.removeprefix("https://").removesuffix("/api/v1").split(":")
-    plain = socket.socket()
-    if receive_buffer:
-        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    plain.settimeout(60)
-    plain.connect((host, int(port)))
-    return api.tls.wrap_socket(plain, server_hostname=host)
 
 
 def until_closed_s(stream: socket.socket) -> float:

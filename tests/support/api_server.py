@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import threading
 from collections.abc import Coroutine, Iterator
@@ -145,3 +146,14 @@ class ApiServer:
 
 async def _event() -> asyncio.Event:
     return asyncio.Event()
+
+
+def raw(api: ApiServer, receive_buffer: int = 0) -> ssl.SSLSocket:
+    """A connection with nothing said on it yet."""
+    host, port = api.url.removeprefix("https://").removesuffix("/api/v1").split(":")
+    plain = socket.socket()
+    if receive_buffer:
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    plain.settimeout(60)
+    plain.connect((host, int(port)))
+    return api.tls.wrap_socket(plain, server_hostname=host)

@@ -24,12 +24,15 @@ from brownout_controller.api.authentication import Authenticator, Bearer, Guessi
 from brownout_controller.api.bounded import BoundedRequest
 from brownout_controller.api.problems import Problem, unavailable
 from brownout_controller.audit.entry import AuditEntry, Auditor, Outcome
+from brownout_controller.reporting.visible import visible
 from brownout_controller.store.access import TokenRow
 from brownout_controller.store.database import StoreError
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 UNAUTHENTICATED_TAKES_S = 0.1
 """An answer to a wrong token comes after this time whatever was wrong with it, so its time tells nothing."""
+
+_REASON_MAX = 200
 
 log = logging.getLogger(__name__)
 
@@ -156,10 +159,10 @@ class Caller:
                 raise
             log.exception("stopping is not kept waiting by an audit log that cannot be written: %s", entry)
 
-    def tell_if_untold(self) -> None:
-        """After a request that asked for no single object, as a list does: it was allowed."""
+    def tell_if_untold(self, failed: str = "") -> None:
+        """After a request that asked for no single object, as a list does, or that failed before it came to one."""
         if not self._told:
-            self.tell(Outcome.ALLOWED)
+            self.tell(Outcome.FAILED if failed else Outcome.ALLOWED, reason=failed)
 
 
 def forbidden(permission: Permission, reason: str) -> Problem:
@@ -274,7 +277,11 @@ class GuardedRoute(APIRoute):
                 return await handle(request)
             gate: Gate = request.app.state.gate
             caller = request.state.caller = await gate.admit(request, permission)
-            response = await handle(request)
+            try:
+                response = await handle(request)
+            except Exception as error:
+                await asyncio.to_thread(caller.tell_if_untold, visible(str(error)[:_REASON_MAX]))
+                raise
             await asyncio.to_thread(caller.tell_if_untold)
             return response
 
