@@ -26,6 +26,8 @@ class Entries:
     def record(self, entry: AuditEntry) -> None:
         self.entries.append(entry)
 
+    record_later = record
+
     def refusals(self, action: str = "") -> list[AuditEntry]:
         found = [one for one in self.entries if one.outcome is Outcome.REFUSED]
         return [one for one in found if not action or one.action == action]

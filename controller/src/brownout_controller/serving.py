@@ -37,9 +37,14 @@ class Controller:
     controller_id: str
 
 
+def authority_folder(data_dir: Path) -> Path:
+    """Where the cluster's keys are."""
+    return data_dir / "authority"
+
+
 def open_authority(data_dir: Path) -> Authority:
     """The authority of a data directory, made at first use."""
-    return Authority(data_dir / "authority")
+    return Authority(authority_folder(data_dir))
 
 
 @asynccontextmanager

@@ -40,3 +40,6 @@ class Auditor(Protocol):
         Raises:
             StoreError: it could not be kept.
         """
+
+    def record_later(self, entry: AuditEntry) -> None:
+        """Keep one entry as soon as can be, and return at once: for stopping, which waits for nothing."""

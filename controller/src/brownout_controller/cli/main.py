@@ -13,6 +13,7 @@ import typer
 
 from brownout_controller import __version__
 from brownout_controller.cli import (
+    audit,
     authority,
     catalogue,
     data,
@@ -53,6 +54,7 @@ app.add_typer(catalogue.app, name="faults")
 app.add_typer(tokens.app, name="token")
 app.add_typer(data.app, name="data")
 app.add_typer(authority.app, name="ca")
+app.add_typer(audit.app, name="audit")
 app.add_typer(server.commands, name="server")
 app.add_typer(people.users, name="users")
 app.add_typer(people.approvals, name="approvals")

@@ -10,27 +10,6 @@ down_revision = "0001"
 def upgrade() -> None:
     """Change the tables of the version before."""
     op.create_table(
-        "lever",
-        sa.Column("number", sa.Integer(), autoincrement=True, nullable=False),
-        sa.Column("run_number", sa.Integer(), nullable=True),
-        sa.Column("reason", sa.Text(), nullable=False),
-        sa.Column("pulled_by", sa.Text(), nullable=False),
-        sa.Column("pulled_ns", sa.BigInteger(), nullable=False),
-        sa.Column("released_by", sa.Text(), nullable=True),
-        sa.Column("released_ns", sa.BigInteger(), nullable=True),
-        sa.PrimaryKeyConstraint("number", name=op.f("pk_lever")),
-    )
-    op.create_table(
-        "lever_answer",
-        sa.Column("lever_number", sa.Integer(), nullable=False),
-        sa.Column("host", sa.String(length=63), nullable=False),
-        sa.Column("clean", sa.Boolean(), nullable=False),
-        sa.Column("message", sa.Text(), nullable=False),
-        sa.Column("answered_ns", sa.BigInteger(), nullable=False),
-        sa.ForeignKeyConstraint(["lever_number"], ["lever.number"], name=op.f("fk_lever_answer_lever_number_lever")),
-        sa.PrimaryKeyConstraint("lever_number", "host", name=op.f("pk_lever_answer")),
-    )
-    op.create_table(
         "api_request",
         sa.Column("user", sa.String(length=63), nullable=False),
         sa.Column("key", sa.String(length=255), nullable=False),
@@ -48,6 +27,38 @@ def upgrade() -> None:
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("created_ns", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_api_user")),
+    )
+    op.create_table(
+        "audit_checkpoint",
+        sa.Column("sequence", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("hash", sa.String(length=64), nullable=False),
+        sa.Column("at_ns", sa.BigInteger(), nullable=False),
+        sa.Column("public_key", sa.String(length=64), nullable=False),
+        sa.Column("signature", sa.String(length=128), nullable=False),
+        sa.PrimaryKeyConstraint("sequence", name=op.f("pk_audit_checkpoint")),
+    )
+    op.create_table(
+        "audit_entry",
+        sa.Column("sequence", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("at_ns", sa.BigInteger(), nullable=False),
+        sa.Column("actor", sa.Text(), nullable=False),
+        sa.Column("action", sa.Text(), nullable=False),
+        sa.Column("subject", sa.Text(), nullable=False),
+        sa.Column("outcome", sa.String(length=8), nullable=False),
+        sa.Column("origin", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("detail", sa.Text(), nullable=False),
+        sa.Column("hash", sa.String(length=64), nullable=False),
+        sa.PrimaryKeyConstraint("sequence", name=op.f("pk_audit_entry")),
+    )
+    op.create_table(
+        "audit_head",
+        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("sequence", sa.BigInteger(), nullable=False),
+        sa.Column("hash", sa.String(length=64), nullable=False),
+        sa.Column("sealed_sequence", sa.BigInteger(), nullable=False),
+        sa.Column("sealed_ns", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("number", name=op.f("pk_audit_head")),
     )
     op.create_table(
         "blast_limit",
@@ -73,6 +84,17 @@ def upgrade() -> None:
         sa.Column("epoch", sa.BigInteger(), nullable=False),
         sa.Column("expires_ns", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("agent_id", name=op.f("pk_host_owner")),
+    )
+    op.create_table(
+        "lever",
+        sa.Column("number", sa.Integer(), autoincrement=True, nullable=False),
+        sa.Column("run_number", sa.Integer(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("pulled_by", sa.Text(), nullable=False),
+        sa.Column("pulled_ns", sa.BigInteger(), nullable=False),
+        sa.Column("released_by", sa.Text(), nullable=True),
+        sa.Column("released_ns", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("number", name=op.f("pk_lever")),
     )
     op.create_table(
         "plan",
@@ -127,6 +149,16 @@ def upgrade() -> None:
     with op.batch_alter_table("approval", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_approval_digest"), ["digest"], unique=False)
 
+    op.create_table(
+        "lever_answer",
+        sa.Column("lever_number", sa.Integer(), nullable=False),
+        sa.Column("host", sa.String(length=63), nullable=False),
+        sa.Column("clean", sa.Boolean(), nullable=False),
+        sa.Column("message", sa.Text(), nullable=False),
+        sa.Column("answered_ns", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["lever_number"], ["lever.number"], name=op.f("fk_lever_answer_lever_number_lever")),
+        sa.PrimaryKeyConstraint("lever_number", "host", name=op.f("pk_lever_answer")),
+    )
     op.create_table(
         "occurrence",
         sa.Column("schedule_id", sa.String(length=36), nullable=False),
