@@ -77,6 +77,8 @@ class ProcessKill(Fault[KillParameters]):
 
     def prepare(self, parameters: KillParameters, host: Host) -> Facts:
         chosen = match(parameters, host)
+        if parameters.restart:
+            process_start.refuse_where_nothing_starts()
         facts: Facts = {
             "processes": [process.key.as_json() for process in chosen],
             "names": [process.text for process in chosen],
@@ -189,7 +191,7 @@ def _bring_back(comeback: dict[str, Any]) -> str:
         if missing and comeback["unit"]:
             process_start.restart_unit(comeback["unit"])
         elif missing:
-            process_start.start(comeback["images"][:missing])
+            process_start.start(_program(comeback), int(comeback["before"]), comeback["images"])
     except process_start.StartFailed as error:
         return str(error)
     return ""

@@ -1,13 +1,19 @@
 """Starting again what a fault has killed: what is recorded of a process before, and the detached start after.
 
-As a program (`python -m brownout_agent.faults.process_start`) it reads the images of processes from stdin and starts
-each as nobody's child, so that they outlive the injector and leave it no zombies.
+As a program (`python -m brownout_agent.faults.process_start`) it reads from stdin what is to run, and starts what is
+missing of it as nobody's child, so that it outlives the injector and leaves it no zombies.
+
+However many of them there are and whatever dies, a program is started once: each *starter* takes a lock of the kernel's
+before it counts, and its fork has that lock until its exec is done. So who has the lock sees all that was started.
 """
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +21,16 @@ from typing import Any
 from brownout_agent.faults import process_cgroups
 from brownout_agent.faults.contract import Refusal
 from brownout_agent.faults.process_match import Process, read_link, read_processes
+from brownout_agent.kernel import limits
+from brownout_agent.kernel.locks import lock_byte
 from brownout_agent.kernel.processes import PROC
 
 _TIMEOUT_S = 20.0
+_OTHERS_TIMEOUT_S = 10.0
+"""How long a starter waits for another one of the same program."""
+_POLL_S = 0.02
+_ARG_END = 46
+"""Where field 49 of /proc/PID/stat, arg_end, is behind the command's name (proc(5))."""
 _STANDARD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NGINX_TITLE = "nginx: master process "
 _NGINX_OPTIONS = frozenset({"-c", "-p", "-e", "-g"})
@@ -149,17 +162,29 @@ def _shares_our_view(pid: int) -> bool:
     return same_files and read_link(pid, "ns/pid") == read_link(os.getpid(), "ns/pid")
 
 
-def start(images: list[dict[str, Any]]) -> None:
-    """Start processes, detached: own session, stdio on /dev/null, in the order given.
+def refuse_where_nothing_starts() -> None:
+    """Look whether `start` would find a place for its lock.
+
+    Raises:
+        Refusal: it would not.
+    """
+    folder = _lock_folder()
+    if not process_cgroups.systemd_unit(os.getpid()) and not os.access(folder, os.W_OK):
+        raise Refusal(f"nothing could be started again: {folder} cannot be written", "leave `restart` out")
+
+
+def start(program: Program, count: int, images: list[dict[str, Any]]) -> None:
+    """Start what is missing of `count` instances of a program, detached: own session, stdio on /dev/null.
 
     Where we are a service of systemd's, systemd starts them: what we started would be born with all that confines us.
 
     Raises:
         StartFailed: not all of them could be started; the text says which and why.
     """
-    argv, text = [sys.executable, "-I", "-m", __name__], json.dumps(images).encode()
+    argv = [sys.executable, "-I", "-m", __name__]
+    text = json.dumps({"program": asdict(program), "count": count, "images": images}).encode()
     if not process_cgroups.systemd_unit(os.getpid()):
-        _run(argv, text)
+        _run([*argv, str(os.getpid())], text)
         return
     memory = os.memfd_create("brownout-images")  # on no disk and in no unit file: it holds environments
     try:
@@ -198,11 +223,64 @@ def count_running(program: Program) -> int:
 
 
 def main() -> None:
-    """Start what stdin says; exit code 1 and a text on stderr when one of them cannot be."""
-    images = [Image(**plain) for plain in json.load(sys.stdin)]
+    """Start what stdin says; exit code 1 and a text on stderr when one of them cannot be.
+
+    With a pid for its argument it dies with that parent, who would undo nothing more.
+    """
+    if len(sys.argv) > 1:
+        limits.die_with_parent(int(sys.argv[1]))
+    order = json.load(sys.stdin)
+    plain = order["program"]
+    program = Program(plain["exe"], tuple(plain["argv"]), bool(plain["own_network"]))
+    deadline = time.monotonic() + _OTHERS_TIMEOUT_S
+    _be_the_only_starter(program, deadline)
+    missing = max(0, int(order["count"]) - _count_settled(program, deadline))
+    images = [Image(**image) for image in order["images"][:missing]]
     failures = [f"cannot start {image.exe}: {error}" for image in images if (error := _start_detached(image))]
     if failures:
         raise SystemExit("; ".join(failures))
+
+
+def _be_the_only_starter(program: Program, deadline: float) -> None:
+    """Returns when no other process is starting this program; from then on no other does until we and our forks end.
+
+    The lock is in a file of our user's that nobody else may open, one byte of it for each program.
+    """
+    path = _lock_folder() / f"brownout-starts-{os.geteuid()}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    if os.fstat(descriptor).st_uid != os.geteuid():
+        raise SystemExit(f"{path} belongs to somebody else; next: remove it")
+    digest = hashlib.sha256(json.dumps(asdict(program)).encode()).digest()
+    while not lock_byte(descriptor, int.from_bytes(digest[:7])):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"another start of {program.exe} does not come to its end")
+        time.sleep(_POLL_S)  # waiting for a lock knows no deadline
+
+
+def _lock_folder() -> Path:
+    """Not on a disk: whatever becomes of disks, what was killed must come back."""
+    return Path("/run") if os.geteuid() == 0 else Path(tempfile.gettempdir())
+
+
+def _count_settled(program: Program, deadline: float) -> int:
+    """How many instances run, once none of its processes is in mid-exec, where arguments come after locks have gone."""
+    while True:
+        everyone = read_processes()
+        blank = [process.key.pid for process in everyone if process.exe == program.exe and not process.argv]
+        if not any(map(_is_in_exec, blank)):
+            return len(instances(program, everyone))
+        if time.monotonic() > deadline:
+            raise SystemExit(f"a process of {program.exe} has not come to run; its pid is one of {blank}")
+        time.sleep(_POLL_S)
+
+
+def _is_in_exec(pid: int) -> bool:
+    """Whether a process that showed no arguments has none yet, or has got them since; False when it is gone."""
+    try:
+        fields = (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
+        return fields[_ARG_END] == b"0" or bool((PROC / str(pid) / "cmdline").read_bytes().strip(b"\0"))
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _start_detached(image: Image) -> str:

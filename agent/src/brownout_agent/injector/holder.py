@@ -3,7 +3,8 @@
 It is started inert, so that the journal can name it before it has done anything::
 
     injector                              holder
-    spawn ------------------------------> asks the kernel to die with the injector, then waits on stdin
+    spawn ------------------------------> asks the kernel to die with the injector and in READY_TIMEOUT_S, then waits
+                                          on stdin
     journal: holder is (pid, start time)
     {"parameters", "facts", ...} -------> sets its own timer, applies the fault
     <------------- {"since_ns", "facts"}  holds it until killed
@@ -200,7 +201,7 @@ class _Hold(Hold):
     duration_s: float
     lease_ends_ns: int
     on_trial: bool
-    _timer: DeathTimer = field(default_factory=DeathTimer)
+    timer: DeathTimer
     _ends_ns: int = 0
     """When its time is up. It counts from when the fault is in effect; until then, from when it must be."""
     _extension: Callable[[int], None] = lambda _: None
@@ -210,7 +211,7 @@ class _Hold(Hold):
     def __post_init__(self) -> None:
         ready_by_ns = boottime_ns() + int(READY_TIMEOUT_S * 1e9)
         self._ends_ns = ready_by_ns + int(self.duration_s * 1e9)
-        self._timer.set(ready_by_ns + _MARGIN_NS)
+        self.timer.set(ready_by_ns + _MARGIN_NS)
 
     def ready(self, **facts: Json) -> None:
         if self._is_ready:
@@ -220,7 +221,7 @@ class _Hold(Hold):
         self._ends_ns = since_ns + int(self.duration_s * 1e9)
         # The lease was renewed while the fault was being applied, or it was not: the injector soon says.
         first_ns = since_ns + int(TRIAL_S * 1e9)
-        self._timer.set(self._bound_ns(first_ns if self.on_trial else max(self.lease_ends_ns, first_ns)))
+        self.timer.set(self._bound_ns(first_ns if self.on_trial else max(self.lease_ends_ns, first_ns)))
         threading.Thread(target=self._heed_extensions, daemon=True).start()
         line = {"since_ns": since_ns, "facts": facts, "children": [key.as_json() for key in self._children]}
         os.write(1, json.dumps(line).encode() + b"\n")
@@ -253,7 +254,7 @@ class _Hold(Hold):
         try:
             for line in sys.stdin:
                 until_ns = int(line)
-                self._timer.set(self._bound_ns(until_ns))
+                self.timer.set(self._bound_ns(until_ns))
                 self._extension(max(min(until_ns, self._ends_ns) - boottime_ns(), 0) // 1_000_000)
         except Refusal as refusal:
             os.write(2, f"{refusal.reason}\n".encode())
@@ -285,11 +286,12 @@ def main() -> None:
     """`python -m brownout_agent.injector.holder KIND FAULT_ID INJECTOR_PID`; never run by hand."""
     kind, fault_id, injector_pid = sys.argv[1:4]
     limits.die_with_parent(int(injector_pid))
+    timer = die_at(boottime_ns() + int(READY_TIMEOUT_S * 1e9))  # a stopped injector gives no order, and does not die
     line = sys.stdin.readline()
     if not line:
         raise SystemExit("the injector closed the pipe before it gave an order")
     order = json.loads(line)
-    hold = _Hold(fault_id, order["duration_s"], order["lease_ends_ns"], order["on_trial"])
+    hold = _Hold(fault_id, order["duration_s"], order["lease_ends_ns"], order["on_trial"], timer)
     limits.be_first_victim_of_oom()
     # Imported this late so that an order which never comes costs nothing.
     from brownout_agent.faults import catalogue  # noqa: PLC0415

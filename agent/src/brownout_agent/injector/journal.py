@@ -144,9 +144,11 @@ class Journal:
     """The journal of one state directory, held by one process at a time (flock)."""
 
     def __init__(self, folder: Path, wait_s: float = 0.0) -> None:
-        """Lock, read and tidy the journal in `folder`, making it if need be. On a full disk it is used as it is.
+        """Lock, read and tidy the journal in `folder`, making it if need be.
 
-        Another process that holds it is waited for, `wait_s` at most: a reaper is soon done.
+        On a full disk it is used as it is. On one that has become read-only it is read, so that what stands in it can
+        be undone, and every write raises. Another process that holds it is waited for, `wait_s` at most: a reaper is
+        soon done.
 
         Raises:
             JournalHeld: another process holds it.
@@ -157,7 +159,7 @@ class Journal:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _refuse_strangers(folder)
-            self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._lock = _open_to_write(folder / "lock", os.O_CREAT)
         except OSError as error:
             raise JournalError(f"cannot use state directory {folder}: {error}") from error
         try:
@@ -176,7 +178,7 @@ class Journal:
         contents = Contents({}, 0, damaged=False)
         try:
             if self._path.exists():
-                self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+                self._file = _open_to_write(self._path)
                 contents = decode(self._path.read_bytes())
         except OSError as error:
             raise JournalError(f"cannot read {self._path}: {error}") from error
@@ -268,6 +270,21 @@ class Journal:
         self._file = fresh
         self.entries = {entry.fault_id: entry for entry in kept}
         self._end = len(lines)
+
+
+def _open_to_write(path: Path, more_flags: int = 0) -> int:
+    """Open for reading and writing; what stands on a read-only disk for reading alone, which is enough to lock it.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, os.O_RDWR | more_flags | flags, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        return os.open(path, os.O_RDONLY | flags)
 
 
 def _write_durably(file: int, data: bytes, offset: int) -> None:

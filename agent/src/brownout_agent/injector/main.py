@@ -99,6 +99,8 @@ def _reap(options: argparse.Namespace) -> int:
         print(f"clean    {fault_id}")
     for fault_id, residue in reaped.residue.items():
         print(f"RESIDUE  {fault_id}: {'; '.join(residue)}")
+    if reaped.unmarked:
+        print(f"UNMARKED {options.state_dir}/journal cannot be written; the next reap looks at them again")
     if journal.damaged:
         print(f"DAMAGED  {options.state_dir}/journal: what could be read is undone; move it away to start anew")
     return EXIT_NOT_CLEAN if reaped.residue or journal.damaged else 0

@@ -38,6 +38,8 @@ class Reaped:
 
     clean: tuple[str, ...]
     residue: dict[str, tuple[str, ...]]
+    unmarked: tuple[str, ...] = ()
+    """Those that are clean, but the disk did not take the mark: the next pass looks at them again."""
 
 
 def reap(journal: Journal) -> Reaped:
@@ -45,7 +47,8 @@ def reap(journal: Journal) -> Reaped:
     left = undo_all(journal.unfinished)
     note_reaped(journal, left)
     clean = tuple(fault_id for fault_id, residue in left.items() if not residue)
-    return Reaped(clean, {fault_id: residue for fault_id, residue in left.items() if residue})
+    unmarked = tuple(fault_id for fault_id in clean if journal.entries[fault_id].mark is not Mark.CLEAN)
+    return Reaped(clean, {fault_id: residue for fault_id, residue in left.items() if residue}, unmarked)
 
 
 def undo_all(entries: Iterable[Entry]) -> dict[str, tuple[str, ...]]:

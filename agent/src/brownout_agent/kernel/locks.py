@@ -1,6 +1,9 @@
-"""Who holds a flock(2), by /proc/locks."""
+"""Locks of files: who holds a flock(2), by /proc/locks; and locks that outlive their taker in its forks."""
 
+import errno
+import fcntl
 import os
+import struct
 from pathlib import Path
 
 from brownout_agent.kernel.processes import PROC
@@ -25,6 +28,24 @@ def flock_holder(path: Path) -> int | None:
             if _has_open(pid, status):
                 return pid
     return None
+
+
+def lock_byte(descriptor: int, position: int) -> bool:
+    """Lock one byte of a file for this open file description (F_OFD_SETLK, fcntl(2)); False when another has it.
+
+    The kernel holds the lock until the last copy of the descriptor is closed, those in forks included. The byte need
+    not exist.
+
+    Raises:
+        OSError: the file cannot be locked.
+    """
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, position, 1, 0))
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        return False
+    return True
 
 
 def _has_open(pid: int, status: os.stat_result) -> bool:
