@@ -50,6 +50,43 @@ def test_a_fault_is_accepted_active_measured_and_clean(tmp_path: Path) -> None:
     story(told, tmp_path)
 
 
+def test_an_order_that_was_stopped_before_it_came_is_told_as_over_at_once_and_after_every_reconnect(
+    tmp_path: Path,
+) -> None:
+    async def told(folder: Path) -> None:
+        fault_id = new_id()
+        async with injector(folder):
+            client = await connect(folder)
+            client.send(stop=fault_pb2.Stop(fault_id=fault_id))
+            assert (await client.state(fault_pb2.CLEAN)).fault_id == fault_id
+        async with injector(folder):  # another life of it
+            client = await connect(folder)
+            client.send(inspect=injector_pb2.Inspect())
+            (buried,) = (await client.until(lambda message: message.HasField("inspection"))).inspection.faults
+            assert (buried.fault_id, buried.state, buried.end_cause) == (fault_id, fault_pb2.CLEAN, fault_pb2.STOPPED)
+            assert "it never began" in buried.message
+
+    story(told, tmp_path)
+
+
+def test_whoever_asks_later_hears_when_a_fault_came_into_effect_and_not_when_he_asked(tmp_path: Path) -> None:
+    async def told(folder: Path) -> None:
+        async with injector(folder):
+            client, fault_id = await connect(folder), new_id()
+            client.inject(fault_id)
+            active = await client.state(fault_pb2.ACTIVE)
+            measured = await client.state(fault_pb2.ACTIVE)  # a second later
+            client.writer.close()
+            client = await connect(folder)
+            client.send(inspect=injector_pb2.Inspect())
+            (asked,) = (await client.until(lambda message: message.HasField("inspection"))).inspection.faults
+            assert {measured.at_boottime_ns, asked.at_boottime_ns} == {active.at_boottime_ns}
+            client.send(stop=fault_pb2.Stop(fault_id=fault_id))
+            await client.state(fault_pb2.CLEAN)
+
+    story(told, tmp_path)
+
+
 def test_a_stop_ends_a_fault_at_once(tmp_path: Path) -> None:
     async def told(folder: Path) -> None:
         async with injector(folder):

@@ -23,9 +23,10 @@ from brownout_agent.injector.admission import Admission
 from brownout_agent.injector.holder import Holder, HolderFailed
 from brownout_agent.injector.journal import Journal, Mark
 from brownout_agent.injector.ledger import Ledger
+from brownout_agent.injector.live import FaultStatus
 from brownout_agent.injector.order import Order
 from brownout_agent.injector.policy import EMBEDDED
-from brownout_agent.injector.supervisor import FaultStatus, Supervisor
+from brownout_agent.injector.supervisor import Supervisor
 from brownout_agent.kernel.clock import boottime_ns
 from brownout_agent.kernel.processes import all_pids, is_alive, key_of, read_stat
 

@@ -36,11 +36,11 @@ COMBINATIONS = tuple(
     if chosen != ("watchdog",)
 )  # fmt: skip
 """All but the watchdog alone, without which everything goes on as ordered."""
-_POLICY = """
+POLICY = """
 version: 1
 environment: staging
 faults: {"*": {allow: true, max_seconds: 120}}
-limits: {concurrent: 16}
+limits: {concurrent: 32}
 """
 _RENEW_EVERY_S = 0.5
 _POLL_S = 0.02
@@ -81,15 +81,10 @@ async def freeze_each(
 
 async def freeze(folder: Path, frozen: tuple[str, ...]) -> dict[str, float | None]:
     """Have every fault on, stop these, and watch: seconds until each kind was seen gone, None if not in its bound."""
-    (folder / "policy.yaml").write_text(_POLICY)
-    victims = [folder / "paused", folder / "killed"]
-    for program in victims:
-        shutil.copy("/bin/sleep", program)
-    processes = [await asyncio.create_subprocess_exec(program, "3600", start_new_session=True) for program in victims]
-    async with injector(folder, "--policy", str(folder / "policy.yaml"), embedded=False) as serving:
+    async with victims(folder), everything_allowed(folder) as serving:
         client = await connect(folder)
-        async with _renewing(client) as renewals:
-            faults = await _all_on(client, folder)
+        async with renewing(client) as renewals:
+            faults = await all_on(client, folder)
             pids = await asyncio.to_thread(_pids_of, serving.pid, faults)
             stopped = [pid for part in frozen for pid in pids[part]]
             if "agent" in frozen:
@@ -104,15 +99,38 @@ async def freeze(folder: Path, frozen: tuple[str, ...]) -> dict[str, float | Non
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGCONT)
                 client.writer.close()
-                for program in victims:
-                    for pid in running(program):
-                        os.kill(pid, signal.SIGKILL)
-                for process in processes:
-                    await process.wait()
+                with contextlib.suppress(OSError):  # its injector may have been killed
+                    await client.writer.wait_closed()
 
 
 @contextlib.asynccontextmanager
-async def _renewing(client: Client) -> AsyncIterator["asyncio.Task[None]"]:
+async def victims(folder: Path) -> AsyncIterator[None]:
+    """Two programs of this folder run: one to be paused, one to be killed."""
+    programs = [folder / "paused", folder / "killed"]
+    processes = []
+    for program in programs:
+        shutil.copy("/bin/sleep", program)
+        processes.append(await asyncio.create_subprocess_exec(program, "3600", start_new_session=True))
+    try:
+        yield
+    finally:
+        for program in programs:
+            for pid in running(program):
+                os.kill(pid, signal.SIGKILL)
+        for process in processes:
+            await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def everything_allowed(folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """An injector whose policy allows every fault, and many at once."""
+    (folder / "policy.yaml").write_text(POLICY)
+    async with injector(folder, "--policy", str(folder / "policy.yaml"), embedded=False) as serving:
+        yield serving
+
+
+@contextlib.asynccontextmanager
+async def renewing(client: Client) -> AsyncIterator["asyncio.Task[None]"]:
     async def renew() -> None:
         while True:
             client.send(renew=fault_pb2.RenewLease())
@@ -126,7 +144,8 @@ async def _renewing(client: Client) -> AsyncIterator["asyncio.Task[None]"]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _all_on(client: Client, folder: Path) -> list[FrozenFault]:
+async def all_on(client: Client, folder: Path) -> list[FrozenFault]:
+    """Every kind of fault, one after the other, each in effect; `victims` of this folder run."""
     orders: dict[str, dict[str, Any]] = {
         "cpu.load": {"percent": 1, "of": "own", "cores": "0"},
         "memory.load": {"size": "16MiB"},

@@ -223,13 +223,15 @@ class Journal:
         self._write(entry)
         return entry
 
-    def bury(self, fault_id: str) -> None:
+    def bury(self, fault_id: str) -> Entry:
         """A stop came before its start: that start is refused for ever.
 
         Raises:
             JournalError: the disk refused.
         """
-        self._write(Entry(fault_id, Mark.REFUSED_FOR_EVER))
+        entry = Entry(fault_id, Mark.REFUSED_FOR_EVER, boot_id=boot_id(), at_boottime_ns=boottime_ns())
+        self._write(entry)
+        return entry
 
     def _write(self, entry: Entry, keep_free_bytes: int = 0) -> None:
         try:

@@ -23,10 +23,11 @@ from brownout_agent.frames import FRAME_BYTES_MAX, BadFrame, frame, read_frame
 from brownout_agent.injector.admission import Admission
 from brownout_agent.injector.fingerprint import take_fingerprint
 from brownout_agent.injector.journal import JournalError, Mark
+from brownout_agent.injector.live import FaultStatus
 from brownout_agent.injector.order import read_order
 from brownout_agent.injector.reaper import Watchdog
 from brownout_agent.injector.stop_file import RELEASE
-from brownout_agent.injector.supervisor import FaultStatus, Supervisor
+from brownout_agent.injector.supervisor import Supervisor
 from brownout_agent.injector.threads import in_thread
 from brownout_agent.kernel.processes import ancestors
 

@@ -7,17 +7,18 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from brownout_agent.faults.contract import TRIAL_S, Effect, Fault, FaultParameters, Host, Record, Refusal
+from brownout_agent.faults.contract import TRIAL_S, Fault, FaultParameters, Host, Record, Refusal
 from brownout_agent.injector import lifecycle
 from brownout_agent.injector.admission import Admission, prepare
 from brownout_agent.injector.deadlines import Deadlines
 from brownout_agent.injector.holder import END_TIMEOUT_S, Holder, HolderFailed, Ready
 from brownout_agent.injector.journal import FINISHED, Entry, Journal, JournalError, Mark
 from brownout_agent.injector.lifecycle import Cause
+from brownout_agent.injector.live import FaultStatus, Live, past_status
 from brownout_agent.injector.measuring import Readings
 from brownout_agent.injector.order import Order, check_id
 from brownout_agent.injector.reaper import note_reaped, undo_all
@@ -34,43 +35,6 @@ _PAST_KEPT = 200
 _PAST_TOLD = 50
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class FaultStatus:
-    """What listeners are told of one fault."""
-
-    fault_id: str
-    kind: str
-    state: Mark
-    at_boottime_ns: int
-    cause: str = ""
-    message: str = ""
-    residue: tuple[str, ...] = ()
-    effect: Effect | None = None
-
-
-@dataclass(slots=True)
-class _Live:
-    """A fault that this process looks after."""
-
-    order: Order
-    fault: Fault[Any]
-    parameters: FaultParameters
-    facts: dict[str, Any]
-    host: Host
-    deadlines: Deadlines
-    state: Mark | None = None
-    trial: Trial | None = None
-    """While it is on trial."""
-    holder: Holder | None = None
-    readings: Readings | None = None
-    looked_ns: int = 0
-    """When it was last measured or, with residue, last undone."""
-    undo: Future[list[str]] | None = None
-    """The undo that is at work. One that hangs is waited for again and never doubled."""
-    cause: str = ""
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
 
 class Supervisor:
@@ -91,8 +55,8 @@ class Supervisor:
         self._admission = admission
         self._tell = tell
         self._ask_control = ask_control
-        self._live: dict[str, _Live] = {}
-        self._past = {entry.fault_id: _past_status(entry) for entry in journal.entries.values() if entry.kind}
+        self._live: dict[str, Live] = {}
+        self._past = {entry.fault_id: past_status(entry) for entry in journal.entries.values()}
         self._settled = asyncio.Event()
         self._is_closing = False
         self._halts = 0
@@ -120,7 +84,7 @@ class Supervisor:
             raise Refusal("this host was halted while the order was looked at")
         order = self._admission.take(order)
         deadlines = Deadlines(order.lease_s, boottime_ns() + int(order.lease_s * 1e9))
-        live = _Live(order, fault, parameters, facts, host, deadlines)
+        live = Live(order, fault, parameters, facts, host, deadlines)
         self._live[order.fault_id] = live
         self._feed(live, lifecycle.Accepted())
         return True
@@ -136,7 +100,8 @@ class Supervisor:
         if fault_id in self._live:
             self._feed(self._live[fault_id], lifecycle.End(Cause.STOPPED, reason))
         elif fault_id not in self._journal.entries:
-            self._journal.bury(fault_id)
+            self._past[fault_id] = past_status(self._journal.bury(fault_id))
+            self._tell(self._past[fault_id])
 
     async def halt(self, reason: str) -> tuple[str, ...]:
         """End every fault now, those of an earlier life included, and refuse orders meanwhile.
@@ -201,7 +166,7 @@ class Supervisor:
             return []
         left = await asyncio.wrap_future(in_thread(partial(undo_all, entries)))
         for entry in note_reaped(self._journal, left):
-            self._past[entry.fault_id] = _past_status(entry)
+            self._past[entry.fault_id] = past_status(entry)
             self._tell(self._past[entry.fault_id])
         return [fault_id for fault_id, residue in left.items() if residue]
 
@@ -215,7 +180,7 @@ class Supervisor:
         await self._settled.wait()
         return not self._journal.unfinished
 
-    def _look_at(self, live: _Live, now_ns: int) -> None:
+    def _look_at(self, live: Live, now_ns: int) -> None:
         if live.state is Mark.RESIDUE:
             if now_ns - live.looked_ns > RETRY_EVERY_S * 1e9:
                 self._feed(live, lifecycle.Retry())
@@ -230,20 +195,20 @@ class Supervisor:
             if (reading := live.readings.take()) is not None:
                 self._start(live, self._tell_when_read(live, reading))
 
-    def _begin_trial(self, live: _Live, find_harm: Callable[[], str], since_ns: int) -> None:
+    def _begin_trial(self, live: Live, find_harm: Callable[[], str], since_ns: int) -> None:
         live.trial = Trial(find_harm, since_ns)
         live.deadlines.trial_ends_ns = since_ns + int(TRIAL_S * 1e9)
         if not self._ask_control(live.order.fault_id, int(TRIAL_S * 1_000)):
             self._end_trial(live, "no agent is attached that could prove that it reaches its controller")
 
-    def _end_trial(self, live: _Live, harm: str) -> None:
+    def _end_trial(self, live: Live, harm: str) -> None:
         if harm:
             self._feed(live, lifecycle.End(Cause.CONTROL_LOST, harm))
         else:
             live.trial = live.deadlines.trial_ends_ns = None
             self._extend(live)
 
-    def _extend(self, live: _Live) -> None:
+    def _extend(self, live: Live) -> None:
         """Tell the kernel, by the holder, until when the fault may go on."""
         if live.holder is not None and live.state is Mark.ACTIVE:
             live.holder.extend(live.deadlines.earliest_ns)
@@ -272,7 +237,7 @@ class Supervisor:
             raise Refusal("the journal on this host is damaged", remedy)
         return self._admission.check(order, len(self._live), self._journal.entries.values())
 
-    def _feed(self, live: _Live, event: lifecycle.Event) -> None:
+    def _feed(self, live: Live, event: lifecycle.Event) -> None:
         live.state, instructions = lifecycle.step(live.state, event)
         self._note_whether_settled()
         try:
@@ -281,7 +246,7 @@ class Supervisor:
         except JournalError as error:  # what could not be noted before it is begun is not begun
             self._feed(live, lifecycle.End(Cause.APPLY_FAILED, str(error)))
 
-    def _carry_out(self, live: _Live, instruction: lifecycle.Instruction) -> None:
+    def _carry_out(self, live: Live, instruction: lifecycle.Instruction) -> None:
         match instruction:
             case lifecycle.Record():
                 self._record(live)
@@ -292,7 +257,7 @@ class Supervisor:
             case lifecycle.Go():
                 self._start(live, self._go(live))
             case lifecycle.StartMeasuring():
-                make_meter = partial(live.fault.measure, self._as_record(live), live.host)
+                make_meter = partial(live.fault.measure, live.as_record(), live.host)
                 live.readings = Readings(live.order.fault_id, make_meter)
                 live.looked_ns = boottime_ns()
             case lifecycle.Undo():
@@ -300,18 +265,18 @@ class Supervisor:
             case lifecycle.Report(message):
                 self._report(live, message)
 
-    def _start(self, live: _Live, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, live: Live, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         live.tasks.add(task)
         task.add_done_callback(partial(self._ended, live))
 
-    def _ended(self, live: _Live, task: asyncio.Task[None]) -> None:
+    def _ended(self, live: Live, task: asyncio.Task[None]) -> None:
         live.tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s: a step of its life failed", live.order.fault_id, exc_info=error)
             self._feed(live, lifecycle.Broken(f"{type(error).__name__}: {error}"))
 
-    def _record(self, live: _Live) -> None:
+    def _record(self, live: Live) -> None:
         order = live.order
         entry = Entry(
             order.fault_id, Mark.RECORDED, order.kind, order.run_id, order.parameters, live.facts, order.duration_s
@@ -323,7 +288,7 @@ class Supervisor:
             self._note_whether_settled()
             raise Refusal(str(error)) from error
 
-    def _note(self, live: _Live, note: lifecycle.Note) -> None:
+    def _note(self, live: Live, note: lifecycle.Note) -> None:
         live.cause = live.cause or note.cause
         changes: dict[str, Any] = {"facts": live.facts, "residue": note.residue, "cause": live.cause}
         if live.holder is not None:
@@ -336,7 +301,7 @@ class Supervisor:
             # An undo goes on without its mark: an old record left open is undone once more, which does no harm.
             log.error("%s of %s could not be noted: %s", note.mark, live.order.fault_id, error)
 
-    async def _spawn(self, live: _Live) -> None:
+    async def _spawn(self, live: Live) -> None:
         try:
             live.holder = await Holder.spawn(live.order.kind, live.order.fault_id)
         except HolderFailed as error:
@@ -346,7 +311,7 @@ class Supervisor:
             await live.holder.end()
         self._feed(live, lifecycle.Spawned(live.holder.key))
 
-    async def _go(self, live: _Live) -> None:
+    async def _go(self, live: Live) -> None:
         assert live.holder is not None
         order = live.order
         try:
@@ -373,22 +338,22 @@ class Supervisor:
         end = None if killed_ns is None else live.deadlines.due(killed_ns)
         self._feed(live, end or lifecycle.HolderDied(words))
 
-    async def _watch_lifelines(self, live: _Live) -> Callable[[], str] | None:
-        watching = in_thread(partial(live.fault.watch_lifelines, self._as_record(live), live.host))
+    async def _watch_lifelines(self, live: Live) -> Callable[[], str] | None:
+        watching = in_thread(partial(live.fault.watch_lifelines, live.as_record(), live.host))
         return await asyncio.wrap_future(watching)
 
-    async def _tell_when_read(self, live: _Live, reading: Future[None]) -> None:
+    async def _tell_when_read(self, live: Live, reading: Future[None]) -> None:
         done, _ = await asyncio.wait({asyncio.wrap_future(reading)}, timeout=MEASURE_EVERY_S)
         if done and live.state is Mark.ACTIVE:
             self._tell(self._status(live))
 
-    def _undo(self, live: _Live) -> None:
+    def _undo(self, live: Live) -> None:
         if live.undo is None:
             keys = live.holder.keys if live.holder else ()
-            live.undo = in_thread(partial(_read_and_undo, live.readings, live.fault, self._as_record(live), keys))
+            live.undo = in_thread(partial(_read_and_undo, live.readings, live.fault, live.as_record(), keys))
         self._start(live, self._see_undone(live, live.undo))
 
-    async def _see_undone(self, live: _Live, undo: Future[list[str]]) -> None:
+    async def _see_undone(self, live: Live, undo: Future[list[str]]) -> None:
         done, _ = await asyncio.wait({asyncio.wrap_future(undo)}, timeout=UNDO_TIMEOUT_S)
         if done:
             live.undo = None
@@ -402,7 +367,7 @@ class Supervisor:
         live.looked_ns = boottime_ns()
         self._feed(live, lifecycle.Undone(tuple(residue)))
 
-    def _report(self, live: _Live, message: str) -> None:
+    def _report(self, live: Live, message: str) -> None:
         status = self._status(live, message)
         if live.state in FINISHED:
             self._past[live.order.fault_id] = status
@@ -418,22 +383,8 @@ class Supervisor:
         else:
             self._settled.clear()
 
-    def _as_record(self, live: _Live) -> Record[Any]:
-        keys = live.holder.keys if live.holder else ()
-        return Record(live.order.fault_id, live.parameters, live.facts, live.order.duration_s, keys)
-
-    def _status(self, live: _Live, message: str = "") -> FaultStatus:
-        entry = self._journal.entries.get(live.order.fault_id)
-        return FaultStatus(
-            fault_id=live.order.fault_id,
-            kind=live.order.kind,
-            state=live.state or Mark.RECORDED,
-            at_boottime_ns=entry.at_boottime_ns if entry and entry.mark is live.state else boottime_ns(),
-            cause=live.cause,
-            message=message,
-            residue=entry.residue if entry else (),
-            effect=live.readings.effect if live.readings else None,
-        )
+    def _status(self, live: Live, message: str = "") -> FaultStatus:
+        return live.status(self._journal.entries.get(live.order.fault_id), message)
 
 
 def _read_and_undo(
@@ -442,8 +393,3 @@ def _read_and_undo(
     if readings is not None:
         readings.take_last()
     return undo_and_verify(fault, record, holders)
-
-
-def _past_status(entry: Entry) -> FaultStatus:
-    """What an earlier life of the injector, or the reaper, left in the journal."""
-    return FaultStatus(entry.fault_id, entry.kind, entry.mark, entry.at_boottime_ns, entry.cause, "", entry.residue)
