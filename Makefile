@@ -28,6 +28,7 @@ check: .venv/.development
 	@$(BIN)/mypy
 	@$(UV) run --quiet --no-project --isolated --with-requirements protos/generator.txt python protos/generate.py --check
 	@$(BIN)/python tools/reference.py --check
+	@$(BIN)/python tools/api_docs.py --check
 	@$(BIN)/python tools/no_shell.py
 	@$(BIN)/python tools/agent_alone.py $(UV)
 
