@@ -144,7 +144,6 @@ async def sit(sitting: Sitting, columns: list[Column], hosts: int, machines: int
     in_memory(sitting.folder / "hosts")
     on_uml = {column.name for column in columns if column.on_uml}
     rest = {column.name for column in columns} - on_uml
-    watching = asyncio.create_task(sitting.watch.run())
     shared = _controller(sitting.folder, 0)
     own = [_controller(sitting.folder, number) for number in range(1, _CONTROLLER_HOSTS + 1)]
     lives = [(shared, rest - _CONTROLLER)] * (hosts if rest - _CONTROLLER else 0)
@@ -155,13 +154,15 @@ async def sit(sitting: Sitting, columns: list[Column], hosts: int, machines: int
             await controller.start()
         if on_uml and not lives:
             await shared.start()
-        async with asyncio.TaskGroup() as group:
-            for number, (controller, mine) in enumerate(lives, 1):
-                group.create_task(sitting.namespace(number, controller, mine))
-            for number in range(1, machines + 1 if on_uml else 1):
-                group.create_task(sitting.machine(number, share, shared, on_uml))
+        async with asyncio.TaskGroup() as watching:  # a watch that fails ends the sitting
+            watch = watching.create_task(sitting.watch.run())
+            async with asyncio.TaskGroup() as group:
+                for number, (controller, mine) in enumerate(lives, 1):
+                    group.create_task(sitting.namespace(number, controller, mine))
+                for number in range(1, machines + 1 if on_uml else 1):
+                    group.create_task(sitting.machine(number, share, shared, on_uml))
+            watch.cancel()
     finally:
-        watching.cancel()
         for controller in (shared, *own):
             await controller.kill()
         await run("umount", sitting.folder / "hosts")

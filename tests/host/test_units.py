@@ -41,7 +41,8 @@ def _step(findings: list[dict[str, Any]], name: str) -> dict[str, Any]:
 
 def test_when_the_injector_is_killed_its_unit_undoes_by_exec_stop_post(findings: list[dict[str, Any]]) -> None:
     killed = _step(findings, "killed")
-    assert killed["stop_post"] == [["exited", "0"]]
+    assert [(mark, cause) for mark, cause, _ in killed["marks"]] == [("clean", "REAPED")] * 3
+    assert max(marked_us for _, _, marked_us in killed["marks"]) < killed["started_again"]
     assert killed["gone_after_s"] < 30
 
 
@@ -57,12 +58,14 @@ def test_the_timer_undoes_when_injector_and_watchdog_are_dead_and_nothing_starts
     assert timer["gone_after_s"] < 30
 
 
-def test_after_a_power_cut_the_reaper_is_through_before_the_injector_takes_orders(
+def test_after_a_power_cut_the_reaper_is_through_before_the_injector_takes_orders_and_the_agent_comes_last(
     findings: list[dict[str, Any]],
 ) -> None:
     first, second = (finding for finding in findings if "booted" in finding)
     assert (first["booted"], second["booted"]) == (False, True)
     for boot in (first, second):
-        assert 0 < boot["order"]["reaped"] < boot["order"]["injector takes orders"]
+        order = boot["order"]
+        assert 0 < order["reaped"] < order["injector takes orders"] < order["agent begins"]
         assert boot["unfinished"] == []
         assert boot["still"] == []
+    assert {"ready": "uml-1"} in findings  # its agent has connected, with its injector

@@ -128,7 +128,7 @@ class Outcome:
     bound_s: float
     leftovers: tuple[str, ...] = ()
     censored: str = ""
-    """Why the cell says nothing: the trial could not be brought as far as its strike."""
+    """Why the cell says nothing: the trial did not come as far as its strike, or nobody looked when it mattered."""
     said: str = ""
     """The controller's last word on the fault, for whoever reads of a cell that is not good."""
     commit: str = ""

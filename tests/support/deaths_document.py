@@ -68,7 +68,8 @@ def document(outcomes: Sequence[Outcome], machine: str, command: str) -> str:
     commits = sorted({outcome.commit for outcome in outcomes})
     summary = (
         f"**{told} cells, {judged['left']} with something left, {judged['late']} late**, "
-        f"{judged['censored']} more that came to no strike (censored). On {machine}. Commits {', '.join(commits)}. "
+        f"{judged['censored']} more that tell nothing (censored): they came to no strike, or nobody looked when it "
+        f"mattered. On {machine}. Commits {', '.join(commits)}. "
         f"By `{command}`; every line of its results has the seed of its trial.\n\n"
     )
     return _HEAD + summary + _by_column(outcomes) + _COLUMNS_SAY + _by_fault(outcomes) + _not_good(outcomes)

@@ -18,7 +18,9 @@ from tests.support.deaths import FaultCase, Seen
 
 _PROC = Path("/proc")
 _SETTLED_S = 2.0
-"""A process this old has done its exec and its setns: what it runs and where does not change any more."""
+"""A process this old has done its setns."""
+_ARG_START = 45
+"""Where field 48 of /proc/PID/stat is behind the command's name: another one with every exec."""
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _CLONE_NEWNET = 0x40000000
 _DATAGRAMS = 24
@@ -44,7 +46,7 @@ class ProcessReader:
     """Reads every process, and what cannot change of an older one only once."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, int], tuple[str, int]] = {}
+        self._known: dict[tuple[int, int, bytes], tuple[str, int]] = {}
 
     def read(self) -> list[Process]:
         """All processes now."""
@@ -55,7 +57,7 @@ class ProcessReader:
                 continue
             with contextlib.suppress(OSError):
                 fields = (_PROC / name / "stat").read_bytes().rpartition(b")")[2].split()
-                key = (int(name), int(fields[19]))
+                key = (int(name), int(fields[19]), fields[_ARG_START])
                 line, network = self._known.get(key) or _line_and_network(name)
                 if now_ticks - key[1] > _SETTLED_S * _TICKS_PER_S:
                     known[key] = (line, network)

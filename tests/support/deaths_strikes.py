@@ -45,13 +45,13 @@ class Watch:
             await asyncio.sleep(LOOK_EVERY_S)
 
     def _look(self, scenes: list[tuple[Scene, Host]]) -> None:
-        now_s = time.monotonic()
+        began_s = time.monotonic()
         everyone = self._reader.read()
         for scene, host in scenes:
             assert host.datagrams is not None
             processes = of_host(everyone, host)
             there = faults_there(host.tags, processes, host.datagrams)
-            scene.see(there, is_busy=bool(there or holders(processes)), now_s=now_s)
+            scene.see(there, is_busy=bool(there or holders(processes)), began_s=began_s)
 
 
 def strikes(host: Host) -> dict[str, Strike]:

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +24,9 @@ GRACE_S = 5.0
 INJECT_WITHIN_S = 2.0
 """The longest time from the orders to a strike in mid-injection."""
 _LOOK_AGAIN_S = 0.05
+_BLIND_S = 0.5
+"""Looks further apart than this cannot tell late from in time; on a starved machine that happens."""
+_LOOKED_WITHIN_S = 30.0
 _EARLY_S = 2.0
 _MIB = 2**20
 
@@ -58,21 +61,28 @@ class Scene:
     there: set[str] = field(default_factory=set)
     gone_at_s: dict[str, float] = field(default_factory=dict)
     """When a fault that had been there was first not there, the latest time."""
+    there_until_s: dict[str, float] = field(default_factory=dict)
+    """When the last look began that found it there."""
+    looked_s: float = 0.0
+    """When the latest look began."""
     busy_s: float = 0.0
     """The last look at which a fault or a holder was there."""
     ends_by_itself: bool = False
     """Whether each fault is to last as long as was ordered, and no less."""
     looked: asyncio.Condition = field(default_factory=asyncio.Condition)
 
-    def see(self, there: set[str], *, is_busy: bool, now_s: float) -> None:
-        """Take in one look at the kernel. `is_busy`: a fault or a holder is there."""
+    def see(self, there: set[str], *, is_busy: bool, began_s: float) -> None:
+        """Take in a look at the kernel that is just done. `is_busy`: a fault or a holder is there."""
+        now_s = time.monotonic()
         for kind in there - self.there:
             self.gone_at_s.pop(kind, None)
         for kind in self.there - there:
             self.gone_at_s[kind] = now_s
+        self.there_until_s |= dict.fromkeys(there, began_s)
         if is_busy:
             self.busy_s = now_s
         self.there = there
+        self.looked_s = began_s
 
     async def tell(self) -> None:
         """Wake whoever waits for a look."""
@@ -147,11 +157,15 @@ async def trial(
             return _outcomes(scene, seed, censored=str(error))
         except StruckHostFailed as error:
             return _outcomes(scene, seed, left=(str(error),))
-        await _watch_end(scene, since)
+        try:
+            await _watch_end(scene, since)
+        except Censored as error:
+            return _outcomes(scene, seed, censored=str(error))
         gone = {kind: _gone_after_s(scene, kind, second) for kind, second in since.items()}
         early = _early(scene, since)
         left = await _leftovers(scene, free_before, max(since.values()) + scene.bound_s + RESTART_S)
-    return _outcomes(scene, seed, gone=gone, was_there=was_there, left=early + left)
+    outcomes = _outcomes(scene, seed, gone=gone, was_there=was_there, left=early + left)
+    return [replace(one, censored=_blind(scene, one, since[one.fault])) for one in outcomes]
 
 
 async def _reach_strike(scene: Scene) -> int:
@@ -184,12 +198,28 @@ async def _reach_strike(scene: Scene) -> int:
 
 
 async def _watch_end(scene: Scene, since: Since) -> None:
-    """Until nothing was on for a while, or the bound is past by GRACE_S."""
+    """Until nothing was on for a while, or the bound is past by GRACE_S; what was seen last was seen after that.
+
+    Raises:
+        Censored: nobody looked.
+    """
     begun_s = time.monotonic()
     await scene.until(
         lambda: time.monotonic() - max(scene.busy_s, begun_s) > QUIET_S,
         max(QUIET_S, max(since.values()) + scene.bound_s + RESTART_S + GRACE_S - begun_s),
     )
+    over_s = time.monotonic()
+    if not await scene.until(lambda: scene.looked_s > over_s, _LOOKED_WITHIN_S):
+        raise Censored(f"nobody looked at the kernel for {_LOOKED_WITHIN_S:g} s")
+
+
+def _blind(scene: Scene, outcome: Outcome, since_s: float) -> str:
+    """Why nobody knows whether it was late: "" unless its bound fell between two looks that were far apart."""
+    if outcome.judgement != "late" or outcome.gone_after_s is None:
+        return ""
+    there_s = scene.there_until_s[outcome.fault] - since_s
+    is_known = there_s > outcome.bound_s or outcome.gone_after_s - there_s < _BLIND_S
+    return "" if is_known else f"nobody looked between {there_s:.2f} s and {outcome.gone_after_s:.2f} s"
 
 
 def _early(scene: Scene, since: Since) -> tuple[str, ...]:

@@ -125,8 +125,10 @@ class UmlHost:
             raise AssertionError(f"{self.name} did not come up:\n{self.logs()}") from None
 
     async def boot_systemd(self) -> None:
-        """Power on, with systemd and the units; what happens then comes as `words`."""
-        await self._power_on("umlrun=systemd", f"umltester={CONTROLLER_ADDRESS},{self._port}")
+        """Power on, with systemd and the units; what happens then comes as `words`. Its agent has joined, or joins."""
+        token = await self.controller.join_token()
+        join = f"{self.controller.listen},{self.name},{token['token']},{token['ca_pin']}"
+        await self._power_on("umlrun=systemd", f"umltester={CONTROLLER_ADDRESS},{self._port}", f"umljoin={join}")
 
     @property
     def _port(self) -> int:

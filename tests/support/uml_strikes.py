@@ -30,7 +30,7 @@ def watched(scene: Scene, host: UmlHost) -> Iterator[None]:
     """While inside, the scene is kept up to date by what the host tells of its kernel."""
 
     async def look(there: set[str], is_busy: bool) -> None:
-        scene.see(there, is_busy=is_busy, now_s=time.monotonic())
+        scene.see(there, is_busy=is_busy, began_s=time.monotonic())
         await scene.tell()
 
     host.on_look = look

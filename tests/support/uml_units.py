@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -32,6 +31,7 @@ STATE = Path("/var/lib/brownout")
 SOCKET = Path("/run/brownout/injector.sock")
 HELD = STATE / "held"
 INJECTOR = "brownout-injector.service"
+AGENT = "brownout-agent.service"
 _DROP_IN = Path(f"/run/systemd/system/{INJECTOR}.d/alone.conf")
 _WITHIN_S = 60.0
 _FAULTS = tuple(fault for fault in UML_FAULTS if fault.kind in {"memory.load", "process.pause", "process.kill"})
@@ -63,7 +63,7 @@ class Story:
         self.say(holding=True)
 
     async def _order(self) -> dict[str, int]:
-        """When the reaper was through and the injector took orders, in microseconds of CLOCK_MONOTONIC.
+        """When the reaper was through, the injector took orders and the agent began, in us of CLOCK_MONOTONIC.
 
         The timer starts the reaper again, which makes its stamp 0 for a moment.
         """
@@ -75,16 +75,28 @@ class Story:
             return reaped > 0
 
         await self._until(is_through, "the reaper is through")
-        return {"reaped": reaped, "injector takes orders": _stamp("ActiveEnter", INJECTOR)}
+        await self._until(lambda: _stamp("ExecMainStart", AGENT) > 0, "the agent has begun")
+        return {
+            "reaped": reaped,
+            "injector takes orders": _stamp("ActiveEnter", INJECTOR),
+            "agent begins": _stamp("ExecMainStart", AGENT),
+        }
 
     async def _killed(self) -> None:
-        """SIGKILL to the injector: ExecStopPost undoes."""
+        """SIGKILL to the injector: ExecStopPost undoes and marks, and only then is the injector started again."""
         await self._inject()
-        pid = int(_show("MainPID", INJECTOR))
-        os.kill(pid, signal.SIGKILL)
+        before = _stamp("ExecMainStart", INJECTOR)
+        os.kill(int(_show("MainPID", INJECTOR)), signal.SIGKILL)
         seconds = await self._until_gone()
-        stop_post = _show("ExecStopPost", INJECTOR)
-        self.say(step="killed", gone_after_s=seconds, stop_post=re.findall(r"code=(\w+) ; status=(\d+)", stop_post))
+        await self._until(lambda: _stamp("ExecMainStart", INJECTOR) > before, "the injector is started again")
+        entries = decode((STATE / "injector/journal").read_bytes()).entries.values()
+        latest = sorted(entries, key=lambda entry: entry.at_boottime_ns)[-len(_FAULTS) :]
+        self.say(
+            step="killed",
+            gone_after_s=seconds,
+            marks=[(entry.mark, entry.cause, entry.at_boottime_ns // 1_000) for entry in latest],
+            started_again=_stamp("ExecMainStart", INJECTOR),
+        )
 
     async def _frozen(self) -> None:
         """SIGSTOP to the injector: the service's watchdog kills it."""
@@ -105,7 +117,7 @@ class Story:
 
     async def _inject(self) -> None:
         """All faults on, ordered at the injector's own door."""
-        _systemctl("stop", "brownout-agent.service")  # the newest agent wins
+        _systemctl("stop", AGENT)  # the newest agent wins
         _systemctl("start", INJECTOR)
         client = Client(*await asyncio.open_unix_connection(SOCKET))
         client.send(attach=injector_pb2.Attach(agent_version="test"))

@@ -31,8 +31,10 @@ async def _until(host: UmlHost, last: str, findings: list[dict[str, Any]]) -> No
 async def _story(folder: Path) -> list[dict[str, Any]]:
     await make_bridge()
     share = make_share(folder)
-    host = UmlHost(1, folder, share, ControllerLink(folder, f"{CONTROLLER_ADDRESS}:7700"))
+    controller = ControllerLink(folder, f"{CONTROLLER_ADDRESS}:7700")
+    host = UmlHost(1, folder, share, controller)
     findings: list[dict[str, Any]] = []
+    await controller.start()
     await host.build()
     try:
         await host.boot_systemd()
@@ -40,8 +42,11 @@ async def _story(folder: Path) -> list[dict[str, Any]]:
         await host.power_cut()
         await host.boot_systemd()
         await _until(host, "booted", findings)
+        await controller.wait_ready(host.name)
+        findings.append({"ready": host.name})
     finally:
         await host.dismantle()
+        await controller.kill()
     return findings
 
 

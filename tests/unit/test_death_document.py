@@ -39,7 +39,7 @@ def test_the_page_counts_cells_and_names_those_that_are_not_good_with_a_seed() -
     late = replace(_GOOD, gone_after_s=9.0, seed=4711)
     censored = replace(_GOOD, gone_after_s=None, censored="no token")
     page = document([_GOOD, late, censored], "Linux 1 with 1 cores", "make it")
-    assert "**2 cells, 0 with something left, 1 late**, 1 more that came to no strike" in page
+    assert "**2 cells, 0 with something left, 1 late**, 1 more that tell nothing (censored)" in page
     assert "| injector KILL | 5 s | 2 | 0 | 1 | 1 | 0.25 s | 9.00 s | 9.00 s |" in page
     assert "| c0ffee | injector KILL | hold | cpu.load | late | 1 | 4711 |" in page
 
