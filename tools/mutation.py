@@ -1,0 +1,254 @@
+"""How many small mistakes the tests notice: the mutation score of the modules that `mutation.toml` names.
+
+    .venv/bin/python tools/mutation.py              all of them, written to docs/mutation.md
+    .venv/bin/python tools/mutation.py journal      only modules of this name; nothing is written
+
+Each mutant (tools/mutants.py) is imported in a process of its own in the place of its module, and the module's tests
+run until one fails. One that fails to be imported is no mutant: nobody could have shipped it. Exits with 1 below the
+goal, or where a survivor has no reason.
+
+mutmut is not used: of decorated functions it changes none, and of classes and modules no value (mutmut 3.8,
+`mutation/file_mutation.py`), and those are where a policy's validators and limits are.
+"""
+
+import importlib
+import os
+import resource
+import signal
+import sys
+import time
+import tomllib
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+from mutants import Mutant, mutants
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = ROOT / "tools/mutation.toml"
+DOCUMENT = ROOT / "docs/mutation.md"
+GOAL_PERCENT = 95.0
+CPU_S_MAX = 60
+"""What runs for longer than this by its own CPU time is taken for endless, and so noticed."""
+WALL_S_MAX = 300
+AT_ONCE = 2 * (os.cpu_count() or 1)
+MEMORY_BYTES_MAX = 4 * 2**30
+_SHARED = (
+    "pytest", "pytest_timeout", "_hypothesis_pytestplugin", "hypothesis", "hypothesis.strategies", "pydantic", "yaml",
+    "cryptography.hazmat.primitives.serialization", "brownout_protos.v1.fault_pb2", "brownout_protos.v1.injector_pb2",
+    "pyroute2", "psutil",
+)  # fmt: skip
+"""Slow to import, and none of them is ever mutated: imported once, before any process is made."""
+
+_OPTIONS = (
+    "-x", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout", "-p", "_hypothesis_pytestplugin", "--noconftest",
+    "-W", "ignore::pytest.PytestAssertRewriteWarning", "--hypothesis-seed=0",
+)  # fmt: skip
+"""Without the plugins and fixtures that take longer to import than these tests take to run."""
+
+
+class Outcome(StrEnum):
+    """What became of a mutant."""
+
+    NOTICED = "noticed"
+    SURVIVED = "survived"
+    NO_MODULE = "no module"
+
+
+_EXITS = {0: Outcome.SURVIVED, 1: Outcome.NOTICED, 2: Outcome.NO_MODULE}
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One module, its tests, and the survivors that have a reason."""
+
+    path: Path
+    tests: tuple[str, ...]
+    reasons: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """As it is imported."""
+        return ".".join(self.path.relative_to(ROOT).with_suffix("").parts[2:])
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of every mutant of a module."""
+
+    module: Module
+    outcomes: dict[Mutant, Outcome]
+
+    @property
+    def counts(self) -> Counter[Outcome]:
+        """How many of each outcome."""
+        return Counter(self.outcomes.values())
+
+    @property
+    def survivors(self) -> list[Mutant]:
+        """Those that no test noticed."""
+        return [mutant for mutant, outcome in self.outcomes.items() if outcome is Outcome.SURVIVED]
+
+
+def score_percent(counts: Counter[Outcome]) -> float:
+    """Noticed ones of all that could be imported."""
+    noticed, survived = counts[Outcome.NOTICED], counts[Outcome.SURVIVED]
+    return 100.0 * noticed / (noticed + survived) if noticed + survived else 100.0
+
+
+def read_settings() -> list[Module]:
+    """The modules of `mutation.toml`."""
+    plain = tomllib.loads(SETTINGS.read_text())
+    return [
+        Module(
+            ROOT / one["path"], tuple(one["tests"]), {kept["mutant"]: kept["reason"] for kept in one.get("kept", ())}
+        )
+        for one in plain["module"]
+    ]
+
+
+def _reasons(plain: dict[str, Any]) -> dict[str, str]:
+    return {kept["mutant"]: kept["reason"] for kept in plain.get("kept", ())}
+
+
+# ---- one mutant ------------------------------------------------------------------------------------------------------
+
+
+def outcomes_of(module: Module, sources: Sequence[str | None]) -> list[Outcome]:
+    """Run a module's tests against other sources of it (None: its own), each in a process of its own."""
+    found: dict[int, Outcome] = {}
+    running: dict[int, tuple[int, float]] = {}
+    waiting = deque(enumerate(sources))
+    while waiting or running:
+        while waiting and len(running) < AT_ONCE:
+            number, source = waiting.popleft()
+            if (pid := os.fork()) == 0:
+                os._exit(_in_child(module, source))
+            running[pid] = (number, time.monotonic() + WALL_S_MAX)
+        for pid, (number, deadline_s) in list(running.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                found[number] = Outcome.NOTICED if os.WIFSIGNALED(status) else _EXITS[os.WEXITSTATUS(status)]
+                del running[pid]
+            elif time.monotonic() > deadline_s:
+                os.killpg(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return [found[number] for number in range(len(sources))]
+
+
+def _in_child(module: Module, source: str | None) -> int:
+    os.setpgid(0, 0)
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S_MAX, CPU_S_MAX))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
+    silence = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(silence, descriptor)
+    try:
+        if source is not None:
+            _put_in_place(module, source)
+        importlib.import_module(module.name)
+    except BaseException:  # noqa: BLE001 - whatever a mutant does while it is imported
+        return 2
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    import pytest  # noqa: PLC0415 - what it finds on being imported is shared already
+
+    return 0 if pytest.main([*_OPTIONS, *module.tests]) == 0 else 1
+
+
+def _put_in_place(module: Module, source: str) -> None:
+    original = SourceFileLoader.get_code
+    mutated = compile(source, str(module.path), "exec")
+
+    def get_code(self: SourceFileLoader, fullname: str) -> CodeType | None:
+        return mutated if fullname == module.name else original(self, fullname)
+
+    SourceFileLoader.get_code = get_code  # type: ignore[method-assign, assignment]
+
+
+# ---- all of them -----------------------------------------------------------------------------------------------------
+
+
+def run(module: Module) -> Result:
+    """Every mutant of a module.
+
+    Raises:
+        SystemExit: its tests fail as it is, so they tell nothing.
+    """
+    if outcomes_of(module, [None]) != [Outcome.SURVIVED]:
+        raise SystemExit(f"the tests of {module.name} fail without any mutant; next: pytest {' '.join(module.tests)}")
+    made = mutants(module.path.read_text())
+    outcomes = outcomes_of(module, [mutant.source for mutant in made])
+    return Result(module, dict(zip(made, outcomes, strict=True)))
+
+
+def document(results: list[Result], took_s: float) -> str:
+    """The page that tells what was found."""
+    total = sum((result.counts for result in results), Counter())
+    lines = [
+        "# Mutation score",
+        "",
+        "Written by `make bench-mutation`. Each mutant is one small mistake in a module: a comparison turned round, a",
+        "limit off by one, a `raise` left out, a decorator or an argument dropped ([tools/mutants.py]"
+        "(../tools/mutants.py)).",
+        "It is noticed when a test fails. Those that cannot even be imported are left out of the score.",
+        "",
+        f"**{score_percent(total):.1f} %** of {total[Outcome.NOTICED] + total[Outcome.SURVIVED]} mutants are noticed;"
+        f" the goal is {GOAL_PERCENT:g} %. It took {took_s:.0f} s.",
+        "",
+        "| module | score | noticed | survived | not importable |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for result in results:
+        counts = result.counts
+        figures = (counts[Outcome.NOTICED], counts[Outcome.SURVIVED], counts[Outcome.NO_MODULE])
+        row = " | ".join(str(figure) for figure in figures)
+        lines.append(f"| `{result.module.name}` | {score_percent(counts):.1f} % | {row} |")
+    lines += ["", "## Survivors", ""]
+    lines += [line for result in results for line in _survivors(result)] or ["None."]
+    return "\n".join(lines) + "\n"
+
+
+def _survivors(result: Result) -> Iterator[str]:
+    if not result.survivors:
+        return
+    yield from (f"### `{result.module.name}`", "", "| line | mutant | why it may live |", "|---:|---|---|")
+    for mutant in result.survivors:
+        shown = mutant.key.replace("|", "\\|")
+        yield f"| {mutant.line} | `` {shown} `` | {result.module.reasons.get(mutant.key, '**no reason**')} |"
+    yield ""
+
+
+def main() -> int:
+    """Run what was asked for; see the module's text."""
+    for name in _SHARED:
+        importlib.import_module(name)
+    wanted = sys.argv[1:]
+    modules = [one for one in read_settings() if not wanted or one.path.stem in wanted]
+    begun_s = time.monotonic()
+    results: list[Result] = []
+    good = True
+    for module in modules:
+        result = run(module)
+        results.append(result)
+        score = score_percent(result.counts)
+        print(f"{module.name}: {score:.1f} % of {len(result.outcomes)}", flush=True)
+        for mutant in result.survivors:
+            reason = module.reasons.get(mutant.key)
+            print(f"  {module.path.name}:{mutant.line} {mutant.key}" + (f"  ({reason})" if reason else ""))
+            good = good and reason is not None
+        for key in module.reasons.keys() - {mutant.key for mutant in result.survivors}:
+            print(f"  no survivor any more, take it out of {SETTINGS.name}: {key}")
+            good = False
+        good = good and score >= GOAL_PERCENT
+    if not wanted:
+        DOCUMENT.write_text(document(results, time.monotonic() - begun_s))
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
