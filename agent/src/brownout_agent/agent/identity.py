@@ -10,7 +10,7 @@ import json
 import os
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cryptography import x509
@@ -33,10 +33,18 @@ class Membership:
     """Where this agent belongs. Kept as `agent.json` beside key and certificates."""
 
     controller: str
+    """Where it joined, HOST:PORT; the name may lead to several addresses."""
     enrol_port: int
     name: str
     labels: dict[str, str]
     agent_id: str = ""
+    controllers: list[str] = field(default_factory=list)
+    """As a controller told them last, HOST:PORT: that one first, then the others."""
+
+    @property
+    def in_order(self) -> tuple[str, ...]:
+        """Every controller that is known, each once: who was there last comes first, where it joined at the end."""
+        return tuple(dict.fromkeys((*self.controllers, self.controller)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,11 @@ def save(folder: Path, identity: Identity) -> None:
 def save_authority(folder: Path, authority_pem: bytes) -> None:
     """Keep the authorities to trust from now on."""
     write_durably(folder / _AUTHORITY, authority_pem)
+
+
+def save_membership(folder: Path, membership: Membership) -> None:
+    """Keep where this agent belongs from now on."""
+    write_durably(folder / _MEMBERSHIP, json.dumps(asdict(membership)).encode())
 
 
 def load(folder: Path) -> Identity:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -52,9 +53,7 @@ async def _enrol(folder: Path, membership: Membership, token: str, authority: by
             if error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
                 raise ConnectionError(error.details()) from error
             raise JoinError(f"{target} refused: {error.details()}") from error
-    joined = Membership(
-        membership.controller, membership.enrol_port, membership.name, membership.labels, answer.agent_id
-    )
+    joined = replace(membership, agent_id=answer.agent_id)
     identity = Identity(joined, key_pem, answer.certificate_pem, answer.authority_pem)
     save(folder, identity)
     log.info("joined as %s (%s)", membership.name, answer.agent_id)

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from brownout_agent import __version__
+from brownout_agent.agent.controllers import is_address
 from brownout_agent.agent.identity import JoinError, Membership, load
 from brownout_agent.agent.joining import join
 from brownout_agent.agent.session import Agent
@@ -39,8 +40,7 @@ def _label(text: str) -> tuple[str, str]:
 
 
 def _controller(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not is_address(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not host:port")
     return text
 

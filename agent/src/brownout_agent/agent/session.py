@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import random
-import socket
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from brownout_protos.v1 import fault_pb2, fleet_pb2, injector_pb2
 
 from brownout_agent import __version__
 from brownout_agent.agent.control_trial import ControlTrials
-from brownout_agent.agent.identity import Identity, save_authority, write_durably
+from brownout_agent.agent.controllers import CONTROLLERS_MAX, Addresses, Controllers, is_address
+from brownout_agent.agent.identity import Identity, save_authority, save_membership, write_durably
 from brownout_agent.agent.link import InjectorLink
 from brownout_agent.agent.observers import Observers
 from brownout_agent.agent.outbox import Outbox
@@ -26,7 +27,8 @@ from brownout_agent.agent.trust import NotTrusted, controllers_of
 from brownout_agent.fingerprint import nothing_read, to_wire
 from brownout_agent.kernel.clock import boot_id, boottime_ns
 
-RECONNECT_AFTER_S = (0.2, 1.0)
+_SUCCEED_AFTER_S = (0.2, 1.0)
+_RESOLVE_EVERY_S = 30.0
 _SUCCESSOR_WITHIN_S = 1.0
 OBSERVERS_ALONE_S = 120.0
 """How long probes go on without a controller."""
@@ -44,6 +46,8 @@ class Agent:
     def __init__(self, folder: Path, identity: Identity, injector_socket: Path) -> None:
         self._folder = folder
         self._identity = identity
+        self._controllers = Controllers(identity.membership)
+        self._exempted: Addresses | None = None
         self._outbox = Outbox()
         self._observers = Observers(self._outbox.put)
         self._link = InjectorLink(injector_socket, self._from_injector, identity.membership.agent_id)
@@ -58,28 +62,43 @@ class Agent:
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
+        await self._exempt()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._link.run())
+            group.create_task(self._keep_exempt())
             while True:
-                await self._session_once()
+                await self._session_once(self._controllers.next())
                 if boottime_ns() - self._heard_ns > OBSERVERS_ALONE_S * 1e9:
                     self._observers.end_all()
-                await asyncio.sleep(random.uniform(*RECONNECT_AFTER_S))  # noqa: S311 - spreads reconnects
+                await asyncio.sleep(self._controllers.back_off_s())
 
-    async def _session_once(self) -> None:
-        where = self._identity.membership.controller
+    async def _session_once(self, where: str) -> None:
         try:
-            host, _, port = where.rpartition(":")
-            self._link.exempt(await _addresses(host.strip("[]"), int(port)))
             self._link.inspect()
             await self._wait_inspected()
-            await self._converse(await self._open())
+            await self._converse(await self._open(where))
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, StaleController, NotTrusted, OSError) as error:
             log.info("no session with %s: %s", where, why_not(error, self._identity))
 
-    async def _open(self) -> Stream:
+    async def _keep_exempt(self) -> None:
+        """Names may come to lead elsewhere, and controllers come and go."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_RESOLVE_EVERY_S):
+                    await self._controllers.changed.wait()
+            self._controllers.changed.clear()
+            await self._exempt()
+
+    async def _exempt(self) -> None:
+        """No fault may cut the way to any controller: when this one dies, another must be reached."""
+        addresses = await self._controllers.addresses()
+        if addresses != self._exempted:
+            self._exempted = addresses
+            self._link.exempt(addresses)
+
+    async def _open(self, where: str) -> Stream:
         hello = self._hello()
-        stream = await Stream.open(self._identity, hello)
+        stream = await Stream.open(self._identity, where, hello)
         try:
             self._welcomed(stream.welcome)
             if self._identity.trusts != hello.trusts:
@@ -133,10 +152,10 @@ class Agent:
         stream.renewed = True
         while True:
             try:
-                return await self._open()
+                return await self._open(stream.where)
             except (grpc.aio.AioRpcError, NotTrusted, OSError) as error:
                 log.warning("the old certificate stays in use: %s", why_not(error, self._identity))
-                await asyncio.sleep(random.uniform(*RECONNECT_AFTER_S))  # noqa: S311 - spreads reconnects
+                await asyncio.sleep(random.uniform(*_SUCCEED_AFTER_S))  # noqa: S311 - spreads reconnects
 
     async def _renewed(self, stream: Stream) -> None:
         while True:
@@ -144,11 +163,13 @@ class Agent:
                 async with asyncio.timeout(self._identity.renew_in_s):
                     await self._renew_now.wait()
             try:
-                self._identity = await renew(stream.stub, self._folder, self._identity)
+                renewed = await renew(stream.stub, self._folder, self._identity)
             except grpc.aio.AioRpcError as error:
                 log.warning("the certificate could not be renewed: %s", error.details())
                 await asyncio.sleep(retry_in_s(self._identity))
                 continue
+            self._identity = replace(renewed, membership=self._identity.membership)
+            save_membership(self._folder, self._identity.membership)  # controllers may have come while it was renewed
             self._renew_now.clear()
             log.info("the certificate was renewed")
             return
@@ -225,6 +246,8 @@ class Agent:
     def _welcomed(self, welcome: fleet_pb2.Welcome) -> None:
         """Said first, and again when the authorities change."""
         self._accept_epoch(welcome.epoch)
+        self._controllers.welcomed()
+        self._learn(welcome.controllers)
         if welcome.authority_pem and welcome.authority_pem != self._identity.authority_pem:
             controllers_of(welcome.authority_pem)  # else no controller could be reached any more
             save_authority(self._folder, welcome.authority_pem)
@@ -233,6 +256,15 @@ class Agent:
         if welcome.renew:
             self._renew_now.set()
         log.info("in session with controller %s", welcome.controller_version)
+
+    def _learn(self, controllers: Sequence[str]) -> None:
+        told = [where for where in controllers if is_address(where)][:CONTROLLERS_MAX]
+        membership = replace(self._identity.membership, controllers=told)
+        if told and membership != self._identity.membership:
+            save_membership(self._folder, membership)
+            self._identity = replace(self._identity, membership=membership)
+            self._controllers.told(membership)
+            log.info("the controllers are %s", ", ".join(membership.in_order))
 
     def _inject(self, order: fault_pb2.Inject, session: int) -> None:
         own_id = self._identity.membership.agent_id
@@ -278,6 +310,7 @@ class Agent:
         if epoch > self._epoch:
             write_durably(self._folder / "epoch", str(epoch).encode())
             self._epoch = epoch
+            self._observers.end_all()  # another controller's; it asks for its own
 
     # ---- what the injector says -------------------------------------------------------------------------------
 
@@ -304,11 +337,6 @@ class Agent:
     def _say_lease(self) -> None:
         status = fleet_pb2.LeaseStatus(injector_attached=self._link.attached, detail=self._link.trouble)
         self._outbox.put(fleet_pb2.AgentMessage(lease=status))
-
-
-async def _addresses(host: str, port: int) -> tuple[tuple[str, int], ...]:
-    infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return tuple(sorted({(str(info[4][0]), int(info[4][1])) for info in infos}))
 
 
 def _read_epoch(folder: Path) -> int:

@@ -33,6 +33,7 @@ _DRAIN_S = 5.0
 class Stream:
     """A welcomed stream."""
 
+    where: str
     channel: grpc.aio.Channel
     stub: "fleet_pb2_grpc.FleetAsyncStub"
     call: Any
@@ -42,15 +43,15 @@ class Stream:
     _writing: bool = False
 
     @classmethod
-    async def open(cls, identity: Identity, hello: fleet_pb2.Hello) -> "Stream":
-        """Connect, say who this is, and wait to be welcomed.
+    async def open(cls, identity: Identity, where: str, hello: fleet_pb2.Hello) -> "Stream":
+        """Connect to a controller at HOST:PORT, say who this is, and wait to be welcomed.
 
         Raises:
             grpc.aio.AioRpcError: nobody answers, or this agent is refused.
             NotTrusted: the kept authorities lead to no controller.
             OSError: no welcome in time.
         """
-        channel = _channel(identity)
+        channel = _channel(identity, where)
         try:
             stub: fleet_pb2_grpc.FleetAsyncStub = fleet_pb2_grpc.FleetStub(channel)
             call = stub.Session()
@@ -59,7 +60,7 @@ class Stream:
                 first = await call.read()
             if not isinstance(first, fleet_pb2.ControllerMessage) or first.WhichOneof("body") != "welcome":
                 raise ConnectionError("the controller ended the session before a welcome")
-            return cls(channel, stub, call, first.welcome)
+            return cls(where, channel, stub, call, first.welcome)
         except BaseException:
             await channel.close()
             raise
@@ -101,10 +102,10 @@ class Stream:
         return ended
 
 
-def _channel(identity: Identity) -> grpc.aio.Channel:
+def _channel(identity: Identity, where: str) -> grpc.aio.Channel:
     trusted = controllers_of(identity.authority_pem)
     credentials = grpc.ssl_channel_credentials(trusted, identity.key_pem, identity.certificate_pem)
-    return grpc.aio.secure_channel(identity.membership.controller, credentials, options=CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(where, credentials, options=CHANNEL_OPTIONS)
 
 
 def why_not(error: BaseException, identity: Identity) -> str:
