@@ -11,10 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
-from brownout_controller.access import token_form
+from brownout_controller.access import guessing, token_form
 from brownout_controller.access.decisions import Grant
 from brownout_controller.access.permissions import Role
-from brownout_controller.api import guessing, server
+from brownout_controller.api import server
 from brownout_controller.api.app import HEADERS
 from brownout_controller.api.bounded import BODY_MAX_BYTES
 from brownout_controller.audit.entry import Outcome

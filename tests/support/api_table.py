@@ -171,6 +171,7 @@ REQUESTS: dict[Route, Callable[[World, str, str], Request]] = {
     ("GET", "/limits/{environment}"): lambda _, __, where: (f"/limits/{where}", {}),
     ("PUT", "/limits/{environment}"): _limit,
     ("GET", "/users"): _plain("/users"),
+    ("GET", "/audit"): _plain("/audit"),
     ("POST", "/users"): _new_user,
     ("GET", "/users/{name}"): lambda world, caller, where: (f"/users/{world.user_of(caller, where)}", {}),
     ("PUT", "/users/{name}"): _user,

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+from brownout_controller.audit.entry import Auditor
 from brownout_controller.serving import Controller, open_authority, serve_fleet
 from brownout_controller.store.database import Database
 from brownout_controller.store.identities import Identities
@@ -33,7 +34,9 @@ def host_name() -> str:
 
 
 @asynccontextmanager
-async def serve_one_machine(store: Store, labels: Mapping[str, str]) -> AsyncIterator[Controller]:
+async def serve_one_machine(
+    store: Store, labels: Mapping[str, str], auditor: Auditor | None = None
+) -> AsyncIterator[Controller]:
     """A controller with this machine as its only host, connected and ready.
 
     Raises:
@@ -45,7 +48,7 @@ async def serve_one_machine(store: Store, labels: Mapping[str, str]) -> AsyncIte
         stack.callback(database.close)
         identities = Identities(database)
         authority = open_authority(folder)
-        controller = await stack.enter_async_context(serve_fleet(store, authority, "127.0.0.1", 0, identities))
+        controller = await stack.enter_async_context(serve_fleet(store, authority, "127.0.0.1", 0, identities, auditor))
         socket = folder / "injector.sock"
         parent = ["--parent", str(os.getpid())]
         injector_argv = ["brownout_agent.injector.main", "serve", "--embedded", "--socket", str(socket)]

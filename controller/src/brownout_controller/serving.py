@@ -35,6 +35,7 @@ class Controller:
     enrol_port: int
     lever: HaltLever
     controller_id: str
+    audit: Auditor
 
 
 def authority_folder(data_dir: Path) -> Path:
@@ -102,7 +103,9 @@ async def _listening(
     sweeping = asyncio.create_task(sweeper.run())
     try:
         lever = HaltLever(store.database, fleet, auditor)
-        yield Controller(fleet, store, identities, authority, epoch, host, fleet_port, enrol_port, lever, controller_id)
+        yield Controller(
+            fleet, store, identities, authority, epoch, host, fleet_port, enrol_port, lever, controller_id, auditor
+        )
     finally:
         sweeping.cancel()
         fleet.say_bye("this controller ends")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from threading import Lock
 
 from brownout_controller.access.decisions import Principal, narrowed
+from brownout_controller.access.guessing import Guesses
 from brownout_controller.access.permissions import Role
 from brownout_controller.access.token_form import digest_of, parse_token
-from brownout_controller.api.guessing import Guesses
 from brownout_controller.store.access import AccessStore, TokenRow, User
 from brownout_controller.store.database import StoreError
 

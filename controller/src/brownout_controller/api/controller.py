@@ -10,7 +10,7 @@ from brownout_controller.api.app import create_app
 from brownout_controller.api.first_admin import FIRST_TOKEN_TTL_S, FIRST_USER, first_admin
 from brownout_controller.api.server import serve_api
 from brownout_controller.api.services import Services
-from brownout_controller.audit.logged import LogAuditor
+from brownout_controller.audit.entry import Auditor
 from brownout_controller.fleet.authority import Authority, KeyPair
 from brownout_controller.running.manager import RunManager
 from brownout_controller.serving import serve_fleet
@@ -21,7 +21,9 @@ Pairs = Callable[[], KeyPair]
 """Gives a fresh key and certificate."""
 
 
-async def serve(store: Store, authority: Authority, listen: Address, api: Address, pair: Pairs | None) -> None:
+async def serve(
+    store: Store, authority: Authority, listen: Address, api: Address, pair: Pairs | None, audit: Auditor
+) -> None:
     """Serve until SIGINT or SIGTERM. Without `pair` the authority makes the API's certificates.
 
     Raises:
@@ -32,20 +34,19 @@ async def serve(store: Store, authority: Authority, listen: Address, api: Addres
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ending.set)
-    async with _serving(store, authority, listen, api, pair):
+    async with _serving(store, authority, listen, api, pair, audit):
         await ending.wait()
         _say("ending: every run is halted and undone first")
 
 
 @asynccontextmanager
 async def _serving(
-    store: Store, authority: Authority, listen: Address, api: Address, pair: Pairs | None
+    store: Store, authority: Authority, listen: Address, api: Address, pair: Pairs | None, audit: Auditor
 ) -> AsyncIterator[None]:
     """Fleet, runs and API, ended in the other order: runs are undone while agents can still be spoken to."""
-    auditor = LogAuditor()
-    async with serve_fleet(store, authority, *listen, auditor=auditor) as controller:
+    async with serve_fleet(store, authority, *listen, auditor=audit) as controller:
         runs = RunManager(controller.fleet, store, controller.epoch, controller.controller_id, controller.lever)
-        services = Services(controller, runs, auditor)
+        services = Services(controller, runs, audit)
         token = first_admin(services.access)
         app, fresh_pair = create_app(services), pair or authority.server_pair
         async with controller.lever.obeying(runs), serve_api(app, *api, fresh_pair) as port:

@@ -152,12 +152,10 @@ class Caller:
         entry = AuditEntry(
             self.actor, self.permission.word, subject or self._route, outcome, self.origin, reason, detail
         )
-        try:
+        if self.permission in STOPPING:
+            self._audit.record_later(entry)
+        else:
             self._audit.record(entry)
-        except StoreError:
-            if self.permission not in STOPPING:
-                raise
-            log.exception("stopping is not kept waiting by an audit log that cannot be written: %s", entry)
 
     def tell_if_untold(self, failed: str = "") -> None:
         """After a request that asked for no single object, as a list does, or that failed before it came to one."""

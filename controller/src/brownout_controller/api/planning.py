@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from brownout_controller.access.approvals import Blast, find_approval, may_approve
@@ -26,17 +26,16 @@ NAME = "experiment.yaml"
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a plan is made from. `hosts` are the names of those that it may know of; None is every one."""
+    """What a plan is made from. `hosts` are the names of those that it may know of, whatever others come later."""
 
     experiment: str
     variables: dict[str, str]
     seed: int
-    hosts: tuple[str, ...] | None = None
+    hosts: tuple[str, ...]
 
-    def document(self, plan: Plan) -> dict[str, Any]:
-        """As it is kept: enough to make the same plan again, whatever hosts have come since."""
-        names = [host.name for host in plan.hosts]
-        return {"experiment": self.experiment, "variables": self.variables, "seed": self.seed, "hosts": names}
+    def document(self) -> dict[str, Any]:
+        """As it is kept: enough to make the same plan again."""
+        return asdict(self)
 
     @classmethod
     def of(cls, document: dict[str, Any]) -> "Wish":
@@ -59,7 +58,7 @@ async def plan_wish(services: Services, wish: Wish, experiment: Experiment) -> P
     Raises:
         Problem: 409 where the fleet cannot carry it out.
     """
-    views = [view_of(host) for host in services.fleet.connected if wish.hosts is None or host.name in wish.hosts]
+    views = [view_of(host) for host in services.fleet.connected if host.name in wish.hosts]
     return await asyncio.to_thread(_plan, experiment, views, wish.seed)
 
 
@@ -71,8 +70,11 @@ def _read(wish: Wish) -> Experiment:
 
 
 def _plan(experiment: Experiment, views: list[HostView], seed: int) -> Plan:
+    """The plan, with the hosts that it is about: who may see them may see it."""
     try:
-        return make_plan(experiment, views, seed)
+        made = make_plan(experiment, views, seed)
+        about = hosts_of(made)
+        return replace(made, hosts=tuple(host for host in made.hosts if host.name in about))
     except PlanRefused as refused:
         findings = [{"code": one.code, "why": one.message, "next": one.help} for one in refused.problems]
         title = "the plan cannot be run as the fleet stands; nothing was injected"
@@ -109,8 +111,13 @@ def place_of_host(view: HostView) -> Place:
 
 def place_of_plan(plan: Plan) -> Place:
     """Every host that faults touch or may touch, and every one that probes run on."""
-    names = faulted(plan) | {observer.vantage for observer in plan.observers}
-    return Place(plan.experiment.environment, tuple(dict(host.labels) for host in plan.hosts if host.name in names))
+    about = hosts_of(plan)
+    return Place(plan.experiment.environment, tuple(dict(host.labels) for host in plan.hosts if host.name in about))
+
+
+def hosts_of(plan: Plan) -> frozenset[str]:
+    """By name: the hosts of its faults, and those that probes and watchers run on."""
+    return faulted(plan) | {observer.vantage for observer in plan.observers}
 
 
 def faulted(plan: Plan) -> frozenset[str]:
@@ -146,4 +153,4 @@ def _may_approve(name: str, grants: tuple[Grant, ...], kept: KeptPlan) -> bool:
 
 def kept_plan(plan: Plan, wish: Wish, author: str) -> KeptPlan:
     """A plan as it is to be kept."""
-    return KeptPlan(plan.digest, author, time.time_ns(), place_of_plan(plan), wish.document(plan), plan_document(plan))
+    return KeptPlan(plan.digest, author, time.time_ns(), place_of_plan(plan), wish.document(), plan_document(plan))

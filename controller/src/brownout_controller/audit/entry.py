@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+NOBODY = "unknown"
+"""The actor where nobody was proved."""
+
 
 class Outcome(StrEnum):
     """What became of an attempt."""

@@ -4,9 +4,8 @@ import re
 import time
 from dataclasses import dataclass, replace
 
-from brownout_controller.audit.entry import AuditEntry, Outcome
+from brownout_controller.audit.entry import NOBODY, AuditEntry, Outcome
 
-NOBODY = "unknown"
 WINDOW_S = 60.0
 _KEYS_MAX = 1_000
 _PORT = re.compile(r"(?<=[\]\d]):\d+$")

@@ -1,7 +1,6 @@
 """audit list, verify, export: who did what, and whether the log of it is what was written."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,6 @@ from brownout_agent.chain import Link, read_line
 
 from brownout_controller.audit.checkpoint import Checkpoint, CheckpointError, known_key, read_exported
 from brownout_controller.audit.entry import Outcome
-from brownout_controller.audit.log import AuditLog, audit_log
 from brownout_controller.audit.verifying import Verified, verify
 from brownout_controller.cli import remote
 from brownout_controller.cli.fleet_access import open_store
@@ -20,21 +18,10 @@ from brownout_controller.cli.settings import DataDir, Output, default_data_dir
 from brownout_controller.exit_codes import ExitCode
 from brownout_controller.serving import authority_folder
 from brownout_controller.store.audit import AuditStore
-from brownout_controller.store.store import Store
 
 app = typer.Typer(help="The audit log: who did what, from where, and what became of it.", no_args_is_help=True)
 
 _BREAKS_TOLD = 20
-
-
-@contextmanager
-def local_audit(store: Store, data_dir: Path) -> Iterator[AuditLog]:
-    """The audit log of a command that works on this machine's own data; ends it with 4 when nothing can be signed."""
-    try:
-        with audit_log(AuditStore(store.database), authority_folder(data_dir)) as kept:
-            yield kept
-    except CheckpointError as error:
-        fail(ExitCode.REFUSED, "audit-key", str(error))
 
 
 @app.command("list")

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from brownout_controller.audit.entry import Outcome
+from brownout_controller.cli.auditing import local_audit, local_entry
 from brownout_controller.cli.fleet_access import open_store, read_authority
 from brownout_controller.cli.output import Format, fail, progress, show
 from brownout_controller.cli.settings import DataDir, Output, default_data_dir
@@ -49,7 +51,7 @@ def rotate(
 
     Agents that have not come along are listed, and hold the next phase up: what they rest on ends with a later one.
     """
-    with open_store(data_dir) as store:
+    with open_store(data_dir) as store, local_audit(store, data_dir) as audit:
         authority = read_authority(data_dir)
         behind = [] if rollback else _behind(authority, Identities(store.database).agents())
         if behind and not force:
@@ -64,10 +66,13 @@ def rotate(
         try:
             now_ns = time.time_ns()
             rotation = authority.rotation.rolled_back(now_ns) if rollback else authority.rotation.advanced(now_ns)
+            forced = "yes" if behind else "no"
+            audit.record(local_entry("authority.rotate", str(rotation.phase), left_behind=forced))
             authority.rotate(rotation)
         except RotationRefused as error:
             fail(ExitCode.REFUSED, "no-rotation", str(error))
         except OSError as error:
+            audit.record(local_entry("authority.rotate", str(rotation.phase), Outcome.FAILED, str(error)))
             fail(ExitCode.REFUSED, "authority", f"the phase could not be kept: {error}", "make room, then try again")
     print(rotation.phase)
     progress().print(f"next: brownout ca status; then brownout ca rotate goes to {FOLLOWING[rotation.phase]}")

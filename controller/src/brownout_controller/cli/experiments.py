@@ -13,6 +13,7 @@ import typer
 
 from brownout_controller.cli import remote, remote_runs
 from brownout_controller.cli import validate as checking
+from brownout_controller.cli.auditing import local_entry
 from brownout_controller.cli.fleet_access import Access, open_store, reach
 from brownout_controller.cli.live import Live
 from brownout_controller.cli.output import Format, ascii_only, console, fail, progress, show_one
@@ -153,6 +154,8 @@ async def _run(checked: Checked, access: Access, seed: int, report_dir: Path, fo
             live = Live(made, progress())
             manager = RunManager(controller.fleet, store, controller.epoch, controller.controller_id, controller.lever)
             async with controller.lever.obeying(manager):
+                entry = local_entry("run.start", f"plan {made.digest}", experiment=made.experiment.name)
+                await asyncio.to_thread(controller.audit.record, entry)
                 try:
                     run = await manager.begin(made, _operator(), live.take)
                 except CannotBegin as error:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from brownout_controller.analysis.wording import counted
+from brownout_controller.audit.entry import Auditor
+from brownout_controller.cli.auditing import local_audit
 from brownout_controller.cli.output import fail, progress
 from brownout_controller.cli.settings import database_url
 from brownout_controller.embedded import EmbeddedFailed, serve_one_machine
@@ -56,15 +58,15 @@ def read_authority(data_dir: Path) -> Authority:
 @asynccontextmanager
 async def reach(access: Access, store: Store) -> AsyncIterator[Controller]:
     """A controller with its hosts connected; ends the command with 5 when they are not."""
-    if not access.listen:
-        try:
-            async with serve_one_machine(store, access.labels) as controller:
-                yield controller
-        except EmbeddedFailed as error:
-            fail(ExitCode.UNREACHABLE, "no-agent", str(error), "brownout doctor")
-        return
     async with AsyncExitStack() as stack:
-        controller = await _listen(access, store, stack)
+        audit = stack.enter_context(local_audit(store, access.data_dir))
+        if not access.listen:
+            try:
+                yield await stack.enter_async_context(serve_one_machine(store, access.labels, audit))
+            except EmbeddedFailed as error:
+                fail(ExitCode.UNREACHABLE, "no-agent", str(error), "brownout doctor")
+            return
+        controller = await _listen(access, store, stack, audit)
         where = f"{controller.host}:{controller.port}, enrolment on port {controller.enrol_port}"
         progress().print(f"listening on {where}; waiting for {counted(access.wait_hosts, 'host')}")
         if not await controller.fleet.wait_for(access.wait_hosts, access.wait_timeout_s):
@@ -72,13 +74,13 @@ async def reach(access: Access, store: Store) -> AsyncIterator[Controller]:
         yield controller
 
 
-async def _listen(access: Access, store: Store, stack: AsyncExitStack) -> Controller:
+async def _listen(access: Access, store: Store, stack: AsyncExitStack, audit: Auditor) -> Controller:
     host, _, port = access.listen.rpartition(":")
     if not host or not port.isdecimal() or not int(port) < _PORTS:
         fail(ExitCode.USAGE, "usage", f"--listen {access.listen}: not HOST:PORT with a port below {_PORTS}")
     try:
         authority = read_authority(access.data_dir)
-        return await stack.enter_async_context(serve_fleet(store, authority, host, int(port)))
+        return await stack.enter_async_context(serve_fleet(store, authority, host, int(port), auditor=audit))
     except OSError as error:
         fail(ExitCode.UNREACHABLE, "cannot-listen", str(error), "choose another --listen")
 

@@ -1,15 +1,14 @@
 """halt, resume: the lever of a data directory. Neither ever asks a question."""
 
 import asyncio
-import getpass
-import os
 import time
 from typing import Annotated
 
 import typer
 
-from brownout_controller.audit.logged import LogAuditor
+from brownout_controller.audit.entry import Auditor
 from brownout_controller.cli import remote, remote_runs
+from brownout_controller.cli.auditing import audit_of_stopping, local_actor, local_audit, local_entry
 from brownout_controller.cli.fleet_access import open_store
 from brownout_controller.cli.output import fail, progress
 from brownout_controller.cli.settings import DataDir, default_data_dir
@@ -47,7 +46,8 @@ def halt(
     except StoreError as error:
         fail(ExitCode.UNDO_NOT_CONFIRMED, "not-halted", str(error), _BY_HAND)
     try:
-        code = asyncio.run(_halt_all(store, reason)) if run is None else _halt_run(Levers(store.database), run, reason)
+        with audit_of_stopping(store, data_dir) as audit:
+            code = asyncio.run(_halt_all(store, reason, audit)) if run is None else _halt_run(store, run, reason, audit)
     except StoreError as error:
         fail(ExitCode.UNDO_NOT_CONFIRMED, "not-halted", str(error), _BY_HAND)
     finally:
@@ -60,18 +60,18 @@ def resume(data_dir: DataDir = default_data_dir()) -> None:
     if (server := remote.chosen()) is not None:
         released = remote_runs.resume(server)
     else:
-        with open_store(data_dir) as store:
-            released = asyncio.run(_release(store))
+        with open_store(data_dir) as store, local_audit(store, data_dir) as audit:
+            released = asyncio.run(_release(store, audit))
     print(f"released: {visible(released)}" if released else "nothing was halted")
 
 
-async def _halt_all(store: Store, reason: str) -> ExitCode:
+async def _halt_all(store: Store, reason: str, audit: Auditor) -> ExitCode:
     progress().print("halting everything; waiting for every host to say that it is clean")
-    return _show(await HaltLever(store.database, Fleet(), LogAuditor()).pull(reason, local_actor()))
+    return _show(await HaltLever(store.database, Fleet(), audit).pull(reason, local_actor()))
 
 
-async def _release(store: Store) -> str:
-    lever = await HaltLever(store.database, Fleet(), LogAuditor()).release(local_actor())
+async def _release(store: Store, audit: Auditor) -> str:
+    lever = await HaltLever(store.database, Fleet(), audit).release(local_actor())
     return str(lever) if lever else ""
 
 
@@ -89,7 +89,9 @@ def _show(halting: Halting) -> ExitCode:
     return ExitCode.HELD
 
 
-def _halt_run(levers: Levers, run: int, reason: str) -> ExitCode:
+def _halt_run(store: Store, run: int, reason: str, audit: Auditor) -> ExitCode:
+    levers = Levers(store.database)
+    audit.record_later(local_entry("run.halt", f"run {run}", reason=reason))
     try:
         levers.pull(reason, local_actor(), run)
     except NoSuchRun as error:
@@ -105,11 +107,3 @@ def _halt_run(levers: Levers, run: int, reason: str) -> ExitCode:
         fail(ExitCode.UNDO_NOT_CONFIRMED, "not-confirmed", message, f"brownout runs show {run}")
     print(f"run {run} is over, and everything of it is undone")
     return ExitCode.HELD
-
-
-def local_actor() -> str:
-    """Who types here, as the audit log names people without an account."""
-    try:
-        return f"local:{getpass.getuser()}"
-    except (KeyError, OSError):  # a user without a name, as containers have
-        return f"local:uid {os.getuid()}"

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from brownout_controller.audit.entry import Outcome
 from brownout_controller.cli import remote
+from brownout_controller.cli.auditing import local_audit, local_entry
 from brownout_controller.cli.fleet_access import Access, open_store, reach
 from brownout_controller.cli.output import Format, fail, show
 from brownout_controller.cli.settings import (
@@ -63,10 +65,13 @@ def revoke(
     reason: Annotated[str, typer.Option("--reason", help="is kept, and told to the agent")] = "turned out by hand",
 ) -> None:
     """Turn a host's agent out: its stream is cut within 2 s, its faults end with their lease, it cannot come back."""
-    with open_store(data_dir) as store:
+    with open_store(data_dir) as store, local_audit(store, data_dir) as audit:
         identities = Identities(store.database)
+        audit.record(local_entry("host.revoke", host, why=reason))
         revoked = identities.revoke(host, reason)
         known = sorted({one.host for one in identities.agents() if one.host and one.withdrawn_as != "revoked"})
+        if not revoked:
+            audit.record(local_entry("host.revoke", host, Outcome.FAILED, "there is no such agent to revoke"))
     if not revoked:
         fail(ExitCode.REFUSED, "no-agent", f"no agent of `{host}` can be revoked; hosts: {', '.join(known) or 'none'}",
              "brownout hosts agents")  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from brownout_controller.api.first_admin import FIRST_TOKEN_TTL_S, FIRST_USER, admin_token, first_admin
+from brownout_controller.cli.auditing import local_audit, local_entry
 from brownout_controller.cli.fleet_access import open_store, read_authority
 from brownout_controller.cli.output import fail
 from brownout_controller.cli.settings import DataDir, default_data_dir, split_address
@@ -38,16 +39,25 @@ def start(
     api: Annotated[str, typer.Option("--api", metavar="HOST:PORT", help="for people and programs")] = "127.0.0.1:7780",
     tls_cert: Certificate = None,
     tls_key: Key = None,
+    audit_export: Annotated[
+        Path | None,
+        typer.Option(
+            "--audit-export",
+            metavar="DIR",
+            readable=False,
+            help="write the audit log's signed checkpoints there as well; best a folder of another machine",
+        ),
+    ] = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, which halts every run and undoes every fault first."""
     addresses = split_address(listen, "--listen"), split_address(api, "--api")
     pair = _pair_of_files(tls_cert, tls_key)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    with open_store(data_dir) as store:
+    with open_store(data_dir) as store, local_audit(store, data_dir, audit_export) as audit:
         try:
             from brownout_controller.api.controller import serve  # noqa: PLC0415 - other commands need no web framework
 
-            asyncio.run(serve(store, read_authority(data_dir), *addresses, pair))
+            asyncio.run(serve(store, read_authority(data_dir), *addresses, pair, audit))
         except OSError as error:
             fail(ExitCode.UNREACHABLE, "cannot-listen", str(error), "choose another --listen or --api")
 
@@ -55,7 +65,8 @@ def start(
 @commands.command("admin-token")
 def print_admin_token(data_dir: DataDir = default_data_dir()) -> None:
     """A fresh token of the first admin, when the last one is lost: for whoever may read the data folder anyway."""
-    with open_store(data_dir) as store:
+    with open_store(data_dir) as store, local_audit(store, data_dir) as audit:
+        audit.record(local_entry("token.create", f"user {FIRST_USER}"))
         access = AccessStore(store.database)
         user = access.user(FIRST_USER)
         if user is None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from brownout_controller.cli import remote
+from brownout_controller.cli.auditing import local_audit, local_entry
 from brownout_controller.cli.fleet_access import open_store, read_authority
 from brownout_controller.cli.output import Format
 from brownout_controller.cli.settings import DataDir, Output, default_data_dir
@@ -29,7 +30,8 @@ def create(
             made = api.post("/join-tokens", {"ttl_s": ttl})
         token, pin = made["token"], made["ca_pin"]
     else:
-        with open_store(data_dir) as store:
+        with open_store(data_dir) as store, local_audit(store, data_dir) as audit:
+            audit.record(local_entry("host.enrol", "a join token", ttl_s=str(ttl)))
             token = Identities(store.database).create_token(ttl)
         pin = read_authority(data_dir).pin
     join = f"brownout-agent join --controller HOST:PORT --token {token} --ca-pin {pin}"

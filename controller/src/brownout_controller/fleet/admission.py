@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import grpc
 
-from brownout_controller.audit.entry import AuditEntry, Auditor, Outcome
+from brownout_controller.audit.entry import NOBODY, AuditEntry, Auditor, Outcome
 from brownout_controller.fleet.authority import Authority, Peer
 from brownout_controller.fleet.limits import STRIKES
 from brownout_controller.store.database import StoreError
@@ -14,7 +14,6 @@ from brownout_controller.store.identities import Identities, IdentityRefused
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-NOBODY = "unknown"
 _STRANGER = "no certificate of an agent that was enrolled here; join again"
 
 
@@ -91,3 +90,8 @@ def actor_of(agent_id: str) -> str:
 def origin_of(context: Context) -> str:
     """The peer's address, as gRPC writes it."""
     return str(context.peer())
+
+
+def address_of(context: Context) -> str:
+    """The same without the port, which is another one each time."""
+    return origin_of(context).rpartition(":")[0]

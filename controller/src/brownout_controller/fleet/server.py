@@ -12,9 +12,10 @@ import grpc
 from brownout_protos.v1 import fleet_pb2, fleet_pb2_grpc
 
 from brownout_controller import __version__
-from brownout_controller.audit.entry import Auditor, Outcome
+from brownout_controller.access.guessing import Guesses
+from brownout_controller.audit.entry import NOBODY, Auditor, Outcome
 from brownout_controller.fleet import sessions
-from brownout_controller.fleet.admission import NOBODY, Admission, Context, actor_of
+from brownout_controller.fleet.admission import Admission, Context, actor_of, address_of
 from brownout_controller.fleet.authority import Authority, Peer, RequestRefused, read_request
 from brownout_controller.fleet.clocks import ClockEstimate
 from brownout_controller.fleet.flow import Allowance
@@ -46,9 +47,13 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         self._epoch = epoch
         self._knocks = knocks
         self._admission = Admission(authority, identities, auditor)
+        self._guesses = Guesses()
 
     async def Enrol(self, request: fleet_pb2.EnrolRequest, context: Context) -> fleet_pb2.Certificate:  # noqa: N802
-        """Swap a join token for a certificate."""
+        """Swap a join token for a certificate. Who shows wrong ones is kept waiting, by address."""
+        origin = address_of(context)
+        if (wait_s := self._guesses.wait_s(origin, "")) > 0:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"too many wrong tokens; wait {wait_s:.0f} s")
         try:
             # The request is checked first, so that a bad one does not cost the token.
             asked = read_request(request.certificate_request_pem)
@@ -60,6 +65,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             code = grpc.StatusCode.INVALID_ARGUMENT
             await self._admission.refuse(context, "agent.enrol", NOBODY, str(error), code)
         except TokenRefused as error:
+            self._guesses.wrong(origin, "")
             await self._admission.refuse(context, "agent.enrol", NOBODY, str(error))
         except StoreError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))

@@ -5,8 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from brownout_controller.audit.entry import AuditEntry, Auditor, Outcome
-from brownout_controller.fleet.admission import NOBODY
+from brownout_controller.audit.entry import NOBODY, AuditEntry, Auditor, Outcome
 from brownout_controller.fleet.authority import Authority, AuthorityError
 from brownout_controller.fleet.knocks import OVERDUE_S, Knocks
 from brownout_controller.fleet.limits import SWEEP_S
@@ -65,5 +64,6 @@ class Sweeper:
             reason = (
                 f"{count} connections of the last {OVERDUE_S:g} s had no certificate of this cluster, or said nothing"
             )
-            entry = AuditEntry(NOBODY, "agent.connect", "fleet", Outcome.REFUSED, reason=reason)
+            detail = {"count": str(count)}
+            entry = AuditEntry(NOBODY, "agent.connect", "fleet", Outcome.REFUSED, reason=reason, detail=detail)
             await asyncio.to_thread(self._auditor.record, entry)

@@ -239,6 +239,8 @@ class Engine:
 
     def _arrived(self, arrival: Arrival) -> None:
         host, now_ns = arrival.host, self.timeline.now()
+        if not self._concerns(host.name):
+            return
         if arrival.lost:
             self._silent_since_ns.setdefault(host.name, now_ns)
             self._say(EventKind.HOST_LOST, host.name, host=host.name, message="the agent's stream ended")
@@ -247,6 +249,10 @@ class Engine:
             self._welcome_back(host)
         elif arrival.message is not None:
             self._heard(host, arrival.message)
+
+    def _concerns(self, host: str) -> bool:
+        """Where others have runs as well, a host that this run is not about has no place in its record."""
+        return self._only_hosts is None or any(known.name == host for known in self._plan.hosts)
 
     def _welcome_back(self, host: HostState) -> None:
         if self._silent_since_ns.pop(host.name, None) is not None:

@@ -85,7 +85,6 @@ class HaltLever:
         self._runs: Runs | None = None
         self._halted_runs: set[int] = set()
         self._heard = asyncio.Event()
-        self._beside: set[asyncio.Task[None]] = set()
         fleet.listen(self._arrived)
 
     @property
@@ -113,7 +112,8 @@ class HaltLever:
         except StoreError as error:
             trouble = str(error)
         self._stand(lever)
-        self._audit("lever.pull", by, reason)
+        # Halting never waits for the audit log.
+        self._auditor.record_later(AuditEntry(by, "lever.pull", "everything", Outcome.ALLOWED, reason=reason))
         deadline_s = time.monotonic() + ANSWER_WITHIN_S
         while True:
             self._heard.clear()
@@ -128,12 +128,12 @@ class HaltLever:
         """Let runs begin again; returns the lever that stood, None when there was none.
 
         Raises:
-            StoreError: it could not be kept, so everything stays halted.
+            StoreError: it could not be kept or audited, so everything stays halted.
         """
+        entry = AuditEntry(by, "lever.release", "everything", Outcome.ALLOWED)
+        await asyncio.to_thread(self._auditor.record, entry)
         lever = await asyncio.to_thread(self._levers.release, by) or self.standing
         self._pulled = None
-        if lever is not None:
-            self._audit("lever.release", by, "")
         return lever
 
     @asynccontextmanager
@@ -270,19 +270,6 @@ class HaltLever:
         if host is not None and host.connected:
             return f"it did not answer within {ANSWER_WITHIN_S:g} s"
         return f"no controller reached it within {ANSWER_WITHIN_S:g} s; by now its leases should have run out"
-
-    def _audit(self, action: str, by: str, reason: str) -> None:
-        """Beside everything else: halting never waits for the audit log."""
-        entry = AuditEntry(by, action, "everything", Outcome.ALLOWED, reason=reason)
-        task = asyncio.create_task(self._record(entry))
-        self._beside.add(task)
-        task.add_done_callback(self._beside.discard)
-
-    async def _record(self, entry: AuditEntry) -> None:
-        try:
-            await asyncio.to_thread(self._auditor.record, entry)
-        except StoreError as error:
-            log.error("not audited: %s by %s: %s", entry.action, entry.actor, error)
 
     async def _wait_heard(self, at_most_s: float) -> None:
         with suppress(TimeoutError):

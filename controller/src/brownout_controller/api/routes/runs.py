@@ -24,6 +24,7 @@ from brownout_controller.api.routes.plans import refuse_elsewhere
 from brownout_controller.api.services import Services
 from brownout_controller.api.shapes import Halt, NewRun
 from brownout_controller.audit.entry import Outcome
+from brownout_controller.language import Experiment
 from brownout_controller.planning.plan import Plan
 from brownout_controller.reporting.document import from_document
 from brownout_controller.reporting.files import render
@@ -161,13 +162,24 @@ async def _start(body: NewRun, here: Services, caller: Caller) -> dict[str, Any]
     experiment = await planning.read_wish(wish)
     if kept is None:
         await asyncio.to_thread(refuse_elsewhere, caller, experiment.environment)
-    plan = await planning.plan_wish(here, wish, experiment)
-    if kept is not None and plan.digest != kept.digest:
-        title = "the fleet is not any more as this plan found it; nothing was injected"
-        raise Problem(409, "plan-changed", title, f"now it would be plan {plan.digest}", "make the plan again")
+    plan = await _plan_as_kept(here, wish, experiment, kept)
     blast = planning.blast_of(plan, map(view_of, here.fleet.connected))
     await asyncio.to_thread(_may_start, plan, wish, blast, here, caller, kept)
     return await _begin(plan, here, caller)
+
+
+async def _plan_as_kept(here: Services, wish: Wish, experiment: Experiment, kept: KeptPlan | None) -> Plan:
+    """The plan as the fleet stands; of one that was kept, the same one or none."""
+    try:
+        plan = await planning.plan_wish(here, wish, experiment)
+    except Problem:
+        if kept is None:
+            raise
+        plan = None  # why not, may be about hosts that whoever starts it may not see
+    if plan is None or (kept is not None and plan.digest != kept.digest):
+        title = "the fleet is not any more as this plan found it; nothing was injected"
+        raise Problem(409, "plan-changed", title, "", "make the plan again")
+    return plan
 
 
 def _plan_named(digest: str | None, here: Services, caller: Caller) -> KeptPlan | None:
