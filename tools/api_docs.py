@@ -42,7 +42,7 @@ def fresh(text: str) -> str:
 
 def _put(text: str, name: str, lines: Iterable[str]) -> str:
     begin, end = f"<!-- {name}: tools/api_docs.py -->", f"<!-- end of {name} -->"
-    before, found, rest = text.partition(begin)
+    before, _, rest = text.partition(begin)
     _, ended, after = rest.partition(end)
     assert ended, f"{DOCUMENT.name} has no place for {name}"
     return "\n".join([before + begin, *lines, end + after])

@@ -1,5 +1,6 @@
 """Every route x everybody x every object, held to the written table; and what lists show to whom."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -91,3 +92,13 @@ def test_what_an_author_may_not_see_is_in_no_plan_and_no_error_of_theirs(world: 
     assert missing.status_code == 409
     assert "closest: app-1 has host=app-1" in missing.text
     assert "prod" not in missing.text
+
+
+def test_a_plan_and_a_run_tell_of_their_own_hosts_and_of_no_others(world: World) -> None:
+    with world.api.client(world.api.token("zed")) as zed:
+        assert {host["name"] for host in zed.get("/hosts").json()["items"]} == {"app-1", "app-2"}
+        plan = zed.get(f"/plans/{world.plans[OWN]}").json()
+        record = zed.get(f"/runs/{world.runs[OWN]}").json()["document"]["record"]
+    assert [host["name"] for host in plan["hosts"]] == [host["name"] for host in record["hosts"]] == ["app-1"]
+    assert {event["host"] for event in record["events"]} <= {"", "app-1"}
+    assert "app-2" not in json.dumps([plan, record])
