@@ -266,7 +266,7 @@ class Journal:
         try:
             fresh = _replace_durably(self._path, lines)
         except OSError as error:
-            raise JournalError(f"cannot renew {self._path}: {error}; it takes {CAPACITY_BYTES} free bytes there") from error
+            raise JournalError(f"cannot renew {self._path}: {error}; it takes {CAPACITY_BYTES} free bytes") from error
         if self._file is not None:
             os.close(self._file)
         self._file = fresh
