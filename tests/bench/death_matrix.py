@@ -44,21 +44,22 @@ _CONTROLLER_HOSTS = 2
 class Matrix:
     """Which cells were tried how often, and what came of it."""
 
-    def __init__(self, results: Path, columns: list[Column], repeats: int, seed: int) -> None:
+    def __init__(self, results: Path, repeats: dict[str, int], seed: int) -> None:
+        """`repeats` says for each column how often each of its phases is to be tried."""
         self._results = results
         self._repeats = repeats
         self._random = random.Random(seed)
         self._commit = _commit()
         self.outcomes = read(results)
-        self._tried = Counter({(column.name, phase): 0 for column in columns for phase in Phase})
-        for outcome in self.outcomes:
-            fault = BY_NAME[outcome.column].faults[0].kind
-            if (outcome.column, outcome.phase) in self._tried and outcome.fault == fault and not outcome.censored:
-                self._tried[outcome.column, outcome.phase] += 1
+        self._tried = Counter({(column, phase): 0 for column in repeats for phase in Phase})
+        censored = {_trial_of(outcome) for outcome in self.outcomes if outcome.censored}
+        for column, phase, _ in {_trial_of(outcome) for outcome in self.outcomes} - censored:
+            if column in repeats:
+                self._tried[column, phase] += 1
 
     def next_for(self, columns: set[str]) -> tuple[Column, Phase, int] | None:
         """The column and phase that was tried least, with a seed; None when all are done."""
-        open_ = [key for key, count in self._tried.items() if key[0] in columns and count < self._repeats]
+        open_ = [key for key, count in self._tried.items() if key[0] in columns and count < self._repeats[key[0]]]
         if not open_:
             return None
         fewest = min(self._tried[key] for key in open_)
@@ -72,6 +73,8 @@ class Matrix:
         with self._results.open("a") as file:
             file.writelines(outcome.as_line() for outcome in outcomes)
         self.outcomes += outcomes
+        if any(outcome.censored for outcome in outcomes):  # it told nothing, or not all: to be tried again
+            self._tried[outcomes[0].column, outcomes[0].phase] -= 1
         bad = [outcome for outcome in outcomes if outcome.judgement != "good"]
         first = outcomes[0]
         told = [(one.fault, one.gone_after_s) for one in bad]
@@ -80,6 +83,10 @@ class Matrix:
         if bad:
             print(logs(), file=sys.stderr, flush=True)
         return not bad
+
+
+def _trial_of(outcome: Outcome) -> tuple[str, Phase, int]:
+    return outcome.column, outcome.phase, outcome.seed
 
 
 def read(results: Path) -> list[Outcome]:
@@ -188,7 +195,8 @@ def _machine() -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=40, help="of this sitting")
-    parser.add_argument("--repeats", type=int, default=38, help="of each column and phase, earlier sittings counted")
+    parser.add_argument("--repeats", type=int, default=39, help="of each column and phase, earlier sittings counted")
+    parser.add_argument("--machine-repeats", type=int, default=8, help="the same for columns of user-mode Linux hosts")
     parser.add_argument("--hosts", type=int, default=12, help="namespaces at a time")
     parser.add_argument("--machines", type=int, default=2, help="user-mode Linux hosts at a time")
     parser.add_argument("--columns", nargs="*", default=[column.name for column in COLUMNS], choices=list(BY_NAME))
@@ -202,7 +210,8 @@ def main() -> None:
     """One sitting, then the document."""
     options = _options()
     columns = [BY_NAME[name] for name in options.columns]
-    matrix = Matrix(options.results, columns, options.repeats, options.seed)
+    repeats = {one.name: options.machine_repeats if one.on_uml else options.repeats for one in columns}
+    matrix = Matrix(options.results, repeats, options.seed)
     print(f"seed {options.seed}, {os.cpu_count()} cores", flush=True)
     if options.minutes:
         with tempfile.TemporaryDirectory(prefix="deaths-") as folder:

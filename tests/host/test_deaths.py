@@ -16,6 +16,8 @@ from tests.support.deaths import COLUMNS, Column, Outcome, Phase
 
 ROOT = Path(__file__).parents[2]
 _MINUTES = 6
+_HOSTS = 6
+"""Few, since each joins first, and has five trials."""
 _ONCE = [column for column in COLUMNS if not column.on_uml] + [
     column for column in COLUMNS if column.name in {"power cut", "clock -10 y"} and shutil.which("linux.uml")
 ]
@@ -32,7 +34,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     """All trials, many side by side: they mostly wait."""
     folder = tmp_path_factory.mktemp("deaths")
     results = folder / "results"
-    argv = [sys.executable, "-m", "tests.bench.death_matrix", "--repeats", "1", "--minutes", str(_MINUTES)]
+    argv = [sys.executable, "-m", "tests.bench.death_matrix", "--minutes", str(_MINUTES)]
+    argv += ["--repeats", "1", "--machine-repeats", "1", "--hosts", str(_HOSTS)]
     argv += ["--results", str(results), "--document", str(folder / "matrix.md")]
     with (folder / "log").open("wb") as log:
         subprocess.run([*argv, "--columns", *(c.name for c in _ONCE)], check=False, cwd=ROOT, stdout=log, stderr=log)
@@ -46,5 +49,6 @@ def test_every_fault_of_a_host_is_gone_in_time_and_leaves_nothing(
     outcomes: list[Outcome], column: Column, phase: Phase
 ) -> None:
     mine = [outcome for outcome in outcomes if (outcome.column, outcome.phase) == (column.name, phase)]
-    assert {outcome.fault for outcome in mine} == {fault.kind for fault in column.faults}
-    assert [outcome for outcome in mine if outcome.judgement != "good"] == []
+    told = [outcome for outcome in mine if outcome.judgement != "censored"]  # what told nothing was tried again
+    assert [outcome for outcome in told if outcome.judgement != "good"] == []
+    assert {outcome.fault for outcome in told} == {fault.kind for fault in column.faults}, mine

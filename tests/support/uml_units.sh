@@ -19,8 +19,7 @@ systemd-sysusers
 systemd-tmpfiles --create brownout.conf
 printf 'version: 1\nenvironment: staging\nfaults: {"*": {allow: true, max_seconds: 120}}\nlimits: {concurrent: 16}\n' \
   >/etc/brownout/policy.yaml
-if [ ! -d /var/lib/brownout/agent ]; then
-  install -d -m 700 -o brownout -g brownout /var/lib/brownout/agent
+if [ -z "$(ls /var/lib/brownout/agent)" ]; then
   IFS=, read -r controller name token pin <<<"$(sed -n 's/.*\bumljoin=\([^ ]*\).*/\1/p' /proc/cmdline)"
   setpriv --reuid=brownout --regid=brownout --clear-groups brownout-agent join --controller "$controller" --name "$name" \
     --token "$token" --ca-pin "$pin" --wait 60 || echo UML-JOIN-FAILED
