@@ -6,17 +6,20 @@ from its lock to its exec.
 
 import json
 import os
+import pwd
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from brownout_agent.faults.contract import Refusal
 from brownout_agent.faults.process_match import read_process, read_processes
 from brownout_agent.faults.process_start import Image, Program, instances, record_image, start
 from brownout_agent.kernel.processes import key_of, read_stat, wait_dead
@@ -138,3 +141,37 @@ def test_a_starter_dies_with_the_one_who_undoes(tmp_path: Path) -> None:
         assert running(program) == []
         start(program, 1, [image.as_json()])
         assert len(running(program)) == 1
+
+
+@pytest.mark.parametrize("mode", [0o4755, 0o2755])
+def test_what_has_its_rights_from_its_file_is_not_started_again_with_the_environment_of_whoever_ran_it(
+    mode: int,
+) -> None:
+    """Else any user of the host could have code of theirs run as root, by LD_PRELOAD and a set-user-id program."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        Path(folder).chmod(0o755)  # another user runs what lies there
+        path = Path(shutil.copy("/bin/sleep", f"{folder}/shop"))
+        path.chmod(mode)
+        nobody = pwd.getpwnam("nobody")
+        process = subprocess.Popen(
+            [path, "3600"], env={"LD_PRELOAD": "/tmp/evil.so"}, user=nobody.pw_uid, group=nobody.pw_gid, extra_groups=()
+        )
+        try:
+            while (seen := read_process(process.pid)) is None or seen.exe != str(path) or not seen.argv:
+                pass
+            with pytest.raises(Refusal, match="set-user-id or set-group-id program"):
+                record_image(seen)
+            path.chmod(0o755)  # it has the rights that it was started with, whatever becomes of its file
+            with pytest.raises(Refusal, match="set-user-id or set-group-id program"):
+                record_image(seen)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_what_becomes_another_program_while_it_is_recorded_is_not_recorded(tmp_path: Path) -> None:
+    with killed(tmp_path) as (program, image):
+        start(program, 1, [image.as_json()])
+        (now,) = (one for one in read_processes() if Program.of(one) == program)
+        with pytest.raises(Refusal, match="became another program"):
+            record_image(replace(now, uid=now.uid + 1))

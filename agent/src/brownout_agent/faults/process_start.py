@@ -10,6 +10,7 @@ before it counts, and its fork has that lock until its exec is done. So who has 
 import hashlib
 import json
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from typing import Any
 
 from brownout_agent.faults import process_cgroups
 from brownout_agent.faults.contract import Refusal
-from brownout_agent.faults.process_match import Process, read_link, read_processes
+from brownout_agent.faults.process_match import Process, read_link, read_process, read_processes
 from brownout_agent.kernel import limits
 from brownout_agent.kernel.locks import lock_byte
 from brownout_agent.kernel.processes import PROC
@@ -103,7 +104,8 @@ def record_image(process: Process) -> Image:
 def _read_image(process: Process, argv: list[str]) -> Image:
     folder = PROC / str(process.key.pid)
     status = dict(line.split(":\t", 1) for line in (folder / "status").read_text(errors="replace").splitlines())
-    return Image(
+    _refuse_borrowed_rights(process, status, (folder / "exe").stat().st_mode)
+    image = Image(
         exe=process.exe,
         argv=argv,
         cwd=str((folder / "cwd").readlink()),
@@ -113,6 +115,24 @@ def _read_image(process: Process, argv: list[str]) -> Image:
         groups=[int(group) for group in status["Groups"].split()],
         cgroups=process_cgroups.folders(process.key.pid),
     )
+    now = read_process(process.key.pid)
+    if now is None or (now.key, now.exe, now.argv, now.uid) != (process.key, process.exe, process.argv, process.uid):
+        raise Refusal(f"{process.text} became another program while it was looked at", "try again")
+    return image
+
+
+def _refuse_borrowed_rights(process: Process, status: dict[str, str], exe_mode: int) -> None:
+    """Refuse what has its rights from its file and its arguments and environment from whoever started it. Pure.
+
+    The kernel has the loader of such a program ignore LD_PRELOAD and the like (AT_SECURE, getauxval(3)), but
+    /proc/PID/environ still shows them; started by root they would count, and anybody's code would run as root.
+    """
+    ids = [set(status[name].split()) for name in ("Uid", "Gid")]
+    if exe_mode & (stat.S_ISUID | stat.S_ISGID) or any(len(several) > 1 for several in ids):
+        raise Refusal(
+            f"{process.text} has its rights from a set-user-id or set-group-id program, and not from who started it",
+            "leave `restart` out",
+        )
 
 
 def _environ(process: Process, raw: bytes, *, has_title: bool) -> list[str]:
