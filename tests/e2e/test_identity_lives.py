@@ -58,7 +58,7 @@ async def paused(serving: Controller, folder: Path, for_s: int) -> AsyncIterator
             assert await serving.fleet.wait_for(1, 20, with_injector=True)
             (host,) = serving.fleet.connected
             order = fault_pb2.Inject(
-                fault_id="pause-1", epoch=serving.epoch, environment=host.hello.environment, kind="process.pause",
+                fault_id="pause-1", environment=host.hello.environment, kind="process.pause",
                 parameters={"command": to_value(VICTIM)}, duration_ms=for_s * 1000, lease_ms=10_000,
             )  # fmt: skip
             assert host.session is not None

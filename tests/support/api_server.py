@@ -116,7 +116,7 @@ class ApiServer:
         try:
             async with controller(self.folder / "data", auditor=self.audit) as serving:
                 self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
-                runs = RunManager(serving.fleet, serving.store, serving.epoch, serving.controller_id, serving.lever)
+                runs = RunManager(serving.fleet, serving.store, serving.controller_id, serving.lever)
                 self.services = Services(serving, runs, self.audit)
                 self.tls = ssl.create_default_context(cadata=serving.authority.bundle_pem.decode())
                 app = create_app(self.services)

@@ -128,7 +128,6 @@ class _Driver:
 
     def __init__(self, controller: Controller) -> None:
         self._fleet = controller.fleet
-        self._epoch = controller.epoch
 
     def take(self, line: bytes) -> None:
         said = json.loads(line)
@@ -136,13 +135,12 @@ class _Driver:
         if host is None or host.session is None:
             return  # as a run's engine would find: it cannot be reached now
         if "stop" in said:
-            stop = fault_pb2.Stop(fault_id=said["stop"], epoch=self._epoch, reason="the trial says so")
+            stop = fault_pb2.Stop(fault_id=said["stop"], reason="the trial says so")
             host.session.send(fleet_pb2.ControllerMessage(stop=stop))
             return
         fault = said["inject"]
         order = fault_pb2.Inject(
             fault_id=fault["fault_id"],
-            epoch=self._epoch,
             environment="staging",
             kind=fault["kind"],
             parameters={name: to_value(value) for name, value in fault["parameters"].items()},

@@ -23,7 +23,7 @@ async def serve(folder: Path, port: int) -> None:
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     async with controller(folder / "data", port) as serving:
-        manager = RunManager(serving.fleet, serving.store, serving.epoch, serving.controller_id, serving.lever)
+        manager = RunManager(serving.fleet, serving.store, serving.controller_id, serving.lever)
         while await reader.readline():
             assert await serving.fleet.wait_for(1, 30, with_injector=True)
             plan = make_plan(experiment, [view_of(host) for host in serving.fleet.connected], 1)

@@ -21,7 +21,7 @@ from brownout_agent.agent.joining import join
 from brownout_agent.agent.trust import SERVER_NAME, controllers_of
 from brownout_controller.audit.entry import Outcome
 from brownout_controller.fleet.authority import Authority, read_request
-from brownout_controller.fleet.certificates import AGENTS, sign_leaf
+from brownout_controller.fleet.certificates import sign_leaf
 from brownout_controller.serving import Controller
 from brownout_controller.store.schema import identities as tables
 from brownout_protos.v1 import fault_pb2, fleet_pb2, fleet_pb2_grpc
@@ -99,7 +99,7 @@ class Place:
 
     def _leaf(self, key: Any, names: list[Any], usage: Any, begins_in: datetime.timedelta) -> tuple[bytes, bytes]:
         now = datetime.datetime.now(datetime.UTC)
-        signer = self.serving.authority._generations[1][AGENTS]
+        signer = self.serving.authority.keys.generations[1].agents
         leaf = sign_leaf(signer, key.public_key(), names, usage, now + begins_in, DAY)
         private = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

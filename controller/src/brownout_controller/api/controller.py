@@ -45,7 +45,7 @@ async def _serving(
 ) -> AsyncIterator[None]:
     """Fleet, runs and API, ended in the other order: runs are undone while agents can still be spoken to."""
     async with serve_fleet(store, authority, *listen, auditor=audit) as controller:
-        runs = RunManager(controller.fleet, store, controller.epoch, controller.controller_id, controller.lever)
+        runs = RunManager(controller.fleet, store, controller.controller_id, controller.lever)
         services = Services(controller, runs, audit)
         token = first_admin(services.access)
         app, fresh_pair = create_app(services), pair or authority.server_pair

@@ -152,7 +152,7 @@ async def _run(checked: Checked, access: Access, seed: int, report_dir: Path, fo
         async with reach(access, store) as controller:
             made = _make_plan(checked, controller, seed, access)
             live = Live(made, progress())
-            manager = RunManager(controller.fleet, store, controller.epoch, controller.controller_id, controller.lever)
+            manager = RunManager(controller.fleet, store, controller.controller_id, controller.lever)
             async with controller.lever.obeying(manager):
                 entry = local_entry("run.start", f"plan {made.digest}", experiment=made.experiment.name)
                 await asyncio.to_thread(controller.audit.record, entry)

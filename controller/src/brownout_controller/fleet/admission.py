@@ -14,6 +14,7 @@ from brownout_controller.store.identities import Identities, IdentityRefused
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+TWINS = "two live agents use its certificate"
 _STRANGER = "no certificate of an agent that was enrolled here; join again"
 
 

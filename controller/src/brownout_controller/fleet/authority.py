@@ -34,6 +34,7 @@ from brownout_controller.fleet.certificates import (
     private_pem,
     sign_leaf,
 )
+from brownout_controller.fleet.keys import Generation, Keys, rotation_document, rotation_of
 from brownout_controller.fleet.rotation import Phase, Rotation
 from brownout_controller.store.identities import Certified
 
@@ -83,6 +84,8 @@ class Peer:
 class Authority:
     """One authority for one cluster. Another process may rotate it; `refresh` notices."""
 
+    _keys: Keys
+
     def __init__(self, folder: Path, agent_life: datetime.timedelta = AGENT_LIFE) -> None:
         """Open the authority in `folder`, making it if there is none.
 
@@ -94,24 +97,38 @@ class Authority:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._alone():
-                if not self._rotation_path.exists():
+                if not rotation_path(folder).exists():
                     self._found()
-            self.refresh()
+            self._keys = self._load()
         except OSError as error:
             raise AuthorityError(f"cannot keep an authority in {folder}: {error.strerror or error}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise AuthorityError(f"the authority in {folder} is damaged ({error}); restore the folder") from error
 
     @property
+    def cluster(self) -> str:
+        """The id of its cluster."""
+        return self._keys.cluster
+
+    @property
+    def rotation(self) -> Rotation:
+        """Which generations count now."""
+        return self._keys.rotation
+
+    @property
+    def keys(self) -> Keys:
+        """What it signs with, the root's key apart."""
+        return self._keys
+
+    @property
     def pin(self) -> str:
         """What agents compare before they trust anything: of the root above the certificate that is shown now."""
-        return pin_of(self._generations[self.rotation.presenting][_ROOT].certificate)
+        return pin_of(self._presenting.root)
 
     @property
     def bundle_pem(self) -> bytes:
         """What agents keep to know controllers by: root and controllers' intermediate of each trusted generation."""
-        chosen = (self._generations[number] for number in self.rotation.trusted)
-        return b"".join(signers[CONTROLLERS].certificate_pem + signers[_ROOT].certificate_pem for signers in chosen)
+        return b"".join(one.controllers.certificate_pem + one.root_pem for one in self._trusted)
 
     @property
     def bundle_digest(self) -> str:
@@ -121,11 +138,21 @@ class Authority:
     @property
     def clients_pem(self) -> bytes:
         """What a controller knows agents by: the agents' intermediate of each trusted generation."""
-        return b"".join(self._generations[number][AGENTS].certificate_pem for number in self.rotation.trusted)
+        return b"".join(one.agents.certificate_pem for one in self._trusted)
+
+    @property
+    def _trusted(self) -> list[Generation]:
+        keys = self._keys
+        return [keys.generations[number] for number in keys.rotation.trusted]
+
+    @property
+    def _presenting(self) -> Generation:
+        keys = self._keys
+        return keys.generations[keys.rotation.presenting]
 
     def server_pair(self) -> KeyPair:
         """A fresh key and certificate for this controller; its chain carries the root, so that agents can pin it."""
-        signers = self._generations[self.rotation.presenting]
+        generation = self._presenting
         key = ec.generate_private_key(ec.SECP256R1())
         names = [
             x509.DNSName(SERVER_NAME),
@@ -134,16 +161,17 @@ class Authority:
             x509.UniformResourceIdentifier(f"spiffe://{self.cluster}/controller/{uuid.uuid4()}"),
         ]
         leaf = sign_leaf(
-            signers[CONTROLLERS], key.public_key(), names, ExtendedKeyUsageOID.SERVER_AUTH, _now(), SERVER_LIFE
+            generation.controllers, key.public_key(), names, ExtendedKeyUsageOID.SERVER_AUTH, _now(), SERVER_LIFE
         )
-        chain = leaf.public_bytes(serialization.Encoding.PEM) + signers[CONTROLLERS].certificate_pem
-        return KeyPair(private_pem(key), chain + signers[_ROOT].certificate_pem)
+        chain = leaf.public_bytes(serialization.Encoding.PEM) + generation.controllers.certificate_pem
+        return KeyPair(private_pem(key), chain + generation.root_pem)
 
     def issue(self, request: Request, agent_id: str) -> Certified:
         """A client certificate for the key of a request; its name is ours, never the request's."""
         names = [x509.UniformResourceIdentifier(f"spiffe://{self.cluster}/agent/{agent_id}")]
+        keys = self._keys
         leaf = sign_leaf(
-            self._generations[self.rotation.issuing][AGENTS],
+            keys.generations[keys.rotation.issuing].agents,
             request.key, names, ExtendedKeyUsageOID.CLIENT_AUTH, _now(), self._agent_life,
         )  # fmt: skip
         expires_ns = int(leaf.not_valid_after_utc.timestamp()) * 10**9
@@ -178,13 +206,9 @@ class Authority:
         Raises:
             OSError, ValueError, KeyError: it cannot be read now.
         """
-        document = json.loads(_read_own(self._rotation_path))
-        rotation = Rotation(Phase(document["phase"]), document["old"], document["new"], document["began_ns"])
-        if getattr(self, "rotation", None) == rotation:
+        if self._read_rotation()[0] == self.rotation:
             return False
-        self._generations = {number: self._load(number) for number in rotation.trusted}
-        self.cluster: str = document["cluster"]
-        self.rotation = rotation
+        self._keys = self._load()
         return True
 
     def rotate(self, rotation: Rotation) -> None:
@@ -198,7 +222,7 @@ class Authority:
                 if not (self.folder / str(number)).is_dir():
                     self._make(number, self.cluster)
             self._keep(rotation, self.cluster)
-            for number in set(self._generations) - set(rotation.trusted):
+            for number in set(self._keys.generations) - set(rotation.trusted):
                 self._forget(number)
         self.refresh()
 
@@ -228,30 +252,34 @@ class Authority:
         fresh.rename(self.folder / str(number))
 
     def _keep(self, rotation: Rotation, cluster: str) -> None:
-        document = {
-            "cluster": cluster, "phase": rotation.phase, "old": rotation.old, "new": rotation.new,
-            "began_ns": rotation.began_ns,
-        }  # fmt: skip
-        write_durably(self._rotation_path, json.dumps(document).encode())
+        document = rotation_document(rotation, cluster)
+        write_durably(rotation_path(self.folder), json.dumps(document).encode())
 
-    def _load(self, number: int) -> dict[str, Signer]:
-        folder = self.folder / str(number)
-        return {role: Signer.from_pem(_read_own(folder / f"{role}.pem")) for role in (_ROOT, AGENTS, CONTROLLERS)}
+    def _read_rotation(self) -> tuple[Rotation, str]:
+        document = json.loads(read_own(rotation_path(self.folder)))
+        return rotation_of(document), document["cluster"]
+
+    def _load(self) -> Keys:
+        rotation, cluster = self._read_rotation()
+        return Keys(cluster, rotation, {number: self._load_generation(number) for number in rotation.trusted})
+
+    def _load_generation(self, number: int) -> Generation:
+        root, agents, controllers = (
+            Signer.from_pem(read_own(self.folder / str(number) / f"{role}.pem"))
+            for role in (_ROOT, AGENTS, CONTROLLERS)
+        )
+        return Generation(root.certificate, agents, controllers)
 
     def _signed_by(self, certificate: x509.Certificate) -> int | None:
         try:
             known = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
         except x509.ExtensionNotFound:
             return None
-        for number, signers in self._generations.items():
-            public = signers[AGENTS].key.public_key()
+        for number, generation in self._keys.generations.items():
+            public = generation.agents.key.public_key()
             if x509.SubjectKeyIdentifier.from_public_key(public).digest == known:
                 return number
         return None
-
-    @property
-    def _rotation_path(self) -> Path:
-        return self.folder / "rotation.json"
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -285,7 +313,18 @@ def read_request(request_pem: bytes) -> Request:
     return Request(key)
 
 
-def _read_own(path: Path) -> bytes:
+def rotation_path(folder: Path) -> Path:
+    """The file in an authority's folder that says what counts; there is an authority where there is this file."""
+    return folder / "rotation.json"
+
+
+def read_own(path: Path) -> bytes:
+    """A file with keys.
+
+    Raises:
+        AuthorityError: others may read it.
+        OSError: it cannot be read.
+    """
     if path.stat().st_mode & 0o077:
         raise AuthorityError(f"{path} is open to others. Next: chmod 600 {path}, and think of who may have read it")
     return path.read_bytes()

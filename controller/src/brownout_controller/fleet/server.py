@@ -15,12 +15,13 @@ from brownout_controller import __version__
 from brownout_controller.access.guessing import Guesses
 from brownout_controller.audit.entry import NOBODY, Auditor, Outcome
 from brownout_controller.fleet import sessions
-from brownout_controller.fleet.admission import Admission, Context, actor_of, address_of
+from brownout_controller.fleet.admission import TWINS, Admission, Context, actor_of, address_of
 from brownout_controller.fleet.authority import Authority, Peer, RequestRefused, read_request
 from brownout_controller.fleet.clocks import ClockEstimate
 from brownout_controller.fleet.flow import Allowance
 from brownout_controller.fleet.knocks import Knocks
 from brownout_controller.fleet.limits import CHALLENGE_S, HELLO_S, MESSAGES_BURST, MESSAGES_PER_S
+from brownout_controller.fleet.ownership import Ownership, stop_strays
 from brownout_controller.fleet.screening import Absurd, named_id, screen
 from brownout_controller.fleet.sessions import LEASE_MS, RENEW_EVERY_MS, Arrival, Fleet, HostState
 from brownout_controller.language.experiment import CONTROLLER
@@ -28,7 +29,6 @@ from brownout_controller.store.database import StoreError
 from brownout_controller.store.identities import Identities, IdentityRefused, TokenRefused
 
 _HELD_MAX = 10_000
-_TWINS = "two live agents use its certificate"
 _LET_GO_S = 0.5
 """How long an agent that was cut off may take to read why."""
 
@@ -39,12 +39,18 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
     """Identity comes from the TLS peer and from nowhere else."""
 
     def __init__(
-        self, fleet: Fleet, authority: Authority, identities: Identities, epoch: int, auditor: Auditor, knocks: Knocks
+        self,
+        fleet: Fleet,
+        authority: Authority,
+        identities: Identities,
+        ownership: Ownership,
+        auditor: Auditor,
+        knocks: Knocks,
     ) -> None:
         self._fleet = fleet
         self._authority = authority
         self._identities = identities
-        self._epoch = epoch
+        self._ownership = ownership
         self._knocks = knocks
         self._admission = Admission(authority, identities, auditor)
         self._guesses = Guesses()
@@ -100,15 +106,17 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         peer = await self._admission.admitted(context, "agent.session")
         hello = await self._greeting(peer, request_iterator, context)
         await self._challenge(peer, context)
+        epoch = await self._take(peer, context)
         host = await self._admit(peer, hello, context)
-        session = self._begin(peer, host)
+        session = self._begin(peer, host, epoch)
         tasks: list[asyncio.Task[None]] = []
         try:  # from here on, for the agent may leave before it is welcomed
             await self._note_seen(peer, hello)
             yield self._welcome(session)
+            self._stop_strays(host, session)
             tasks += (
                 asyncio.create_task(self._read(host, session, request_iterator, context)),
-                asyncio.create_task(session.tend(self._epoch)),
+                asyncio.create_task(session.tend()),
             )
             self._fleet.arrive(Arrival(host, time.monotonic_ns(), up=True))
             async for message in session.outgoing():
@@ -125,16 +133,16 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             await self._admission.refuse(context, "agent.session", actor, session.refusal, session.refusal_code)
 
     def welcome_again(self) -> None:
-        """Tell every agent which authorities count now, and whether it needs another certificate."""
+        """Tell every agent which authorities and controllers count now, and whether it needs another certificate."""
         for host in self._fleet.connected:
             if host.session is not None:
                 host.session.send(self._welcome(host.session))
 
-    def _begin(self, peer: Peer, host: HostState) -> sessions.Session:
+    def _begin(self, peer: Peer, host: HostState, epoch: int) -> sessions.Session:
         """The agent's only session from now on."""
         for earlier in self._fleet.sessions_of(peer.agent_id):
             earlier.close()  # the same agent, come back, or come with its next certificate
-        session = sessions.Session(peer, lambda order: self._fleet.order_sent(order, peer.agent_id))
+        session = sessions.Session(peer, lambda order: self._fleet.order_sent(order, peer.agent_id), epoch)
         host.session = session
         handler = asyncio.current_task()
         loop = asyncio.get_running_loop()
@@ -147,14 +155,24 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         session.when_cut(let_go)
         return session
 
+    async def _take(self, peer: Peer, context: Context) -> int:
+        try:
+            epoch = await self._ownership.take(peer.agent_id)
+        except StoreError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        return epoch
+
+    def _stop_strays(self, host: HostState, session: sessions.Session) -> None:
+        stop_strays(host, session, lambda order: self._fleet.ordered_to(order) is not None)
+
     async def _challenge(self, peer: Peer, context: Context) -> None:
         """An agent that comes back has left its earlier stream; where somebody still answers on that, there are two."""
         rivals = [session for session in self._fleet.sessions_of(peer.agent_id) if session.peer.serial == peer.serial]
         alive = await asyncio.gather(*(session.answers(CHALLENGE_S) for session in rivals))
         if any(alive):
-            await self._admission.lock(context, peer.agent_id, _TWINS)
-            self._cut(peer.agent_id, f"this agent is locked: {_TWINS}")
-            await self._admission.refuse(context, "agent.session", actor_of(peer.agent_id), f"locked: {_TWINS}")
+            await self._admission.lock(context, peer.agent_id, TWINS)
+            self._cut(peer.agent_id, f"this agent is locked: {TWINS}")
+            await self._admission.refuse(context, "agent.session", actor_of(peer.agent_id), f"locked: {TWINS}")
 
     def _cut(self, agent_id: str, refusal: str) -> None:
         for session in self._fleet.sessions_of(agent_id):
@@ -201,6 +219,8 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
                 await self._check(host, session, message, context)
                 now_ns = time.monotonic_ns()
                 _heed(host, session, message, now_ns)
+                if message.HasField("hello"):
+                    self._stop_strays(host, session)
                 held.append(message)
                 if host.clock.best(now_ns) is not None:
                     ready, held = held, []
@@ -271,11 +291,12 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         welcome = fleet_pb2.Welcome(
             controller_version=__version__,
             cluster=self._authority.cluster,
-            epoch=self._epoch,
+            epoch=session.epoch,
             lease_ms=LEASE_MS,
             renew_every_ms=RENEW_EVERY_MS,
             session=session.number,
             agent_id=session.peer.agent_id,
+            controllers=self._ownership.controllers,
             authority_pem=self._authority.bundle_pem,
             renew=session.peer.generation != self._authority.rotation.issuing,
         )

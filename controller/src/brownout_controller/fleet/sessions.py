@@ -44,11 +44,16 @@ class HostState:
         return self.session is not None
 
     def note(self, message: fleet_pb2.AgentMessage) -> None:
-        """Keep what a message says of the host itself: an injector may come, go, and come back with another policy."""
+        """Keep what a message says of the host itself: an injector may come, go, and come back with another policy, and
+        a fault that was on when the host came may end."""
         if message.HasField("hello") and message.hello.host == self.name:
             self.hello = message.hello
         elif message.HasField("lease"):
             self.hello.injector_attached = message.lease.injector_attached
+        elif message.HasField("report"):
+            for fault in self.hello.faults:
+                if fault.fault_id == message.report.fault_id:
+                    fault.CopyFrom(message.report)
 
     @property
     def able(self) -> dict[str, fault_pb2.Capability]:
@@ -70,11 +75,15 @@ class Arrival:
 class Session:
     """One stream. Everything sent goes through one queue, for a stream has one writer."""
 
-    def __init__(self, peer: Peer, note: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, peer: Peer, note: Callable[[str], None] = lambda _: None, epoch: int = 0) -> None:
         """Begin one for an agent; `note` is told the id of every order that is sent."""
         self.peer = peer
+        self.epoch = epoch
+        """With which this controller owns the host; every order of this stream carries it."""
         self.number = random.getrandbits(62)
         """Every order of this stream carries it; a replayed one carries another."""
+        self.taken = False
+        """Whether another controller took the host."""
         self.refusal = ""
         """Why the agent was cut off; empty while it may speak."""
         self.refusal_code = grpc.StatusCode.PERMISSION_DENIED
@@ -92,7 +101,7 @@ class Session:
         """Queue a message; a stop goes before everything else. A session whose agent reads nothing is closed."""
         if order_id := ordered_id(message):
             self._note(order_id)
-        if message.WhichOneof("body") == "inject":
+        if message.WhichOneof("body") in {"inject", "stop"}:
             message = self._addressed(message)
         if message.WhichOneof("body") in {"stop", "pong"}:
             self._queue.appendleft(message)
@@ -104,10 +113,14 @@ class Session:
 
     def _addressed(self, message: fleet_pb2.ControllerMessage) -> fleet_pb2.ControllerMessage:
         """An order as it is for this agent on this stream, and for no other."""
-        order = fault_pb2.Inject()
-        order.CopyFrom(message.inject)
-        order.agent_id, order.session = self.peer.agent_id, self.number
-        return fleet_pb2.ControllerMessage(inject=order)
+        addressed = fleet_pb2.ControllerMessage()
+        addressed.CopyFrom(message)
+        if addressed.HasField("stop"):
+            addressed.stop.epoch = self.epoch
+        else:
+            order = addressed.inject
+            order.agent_id, order.session, order.epoch = self.peer.agent_id, self.number, self.epoch
+        return addressed
 
     def close(self) -> None:
         """Let the stream end once everything queued is written."""
@@ -176,14 +189,14 @@ class Session:
             return None
         return measure(asked_ns, reply.received_boottime_ns, reply.sent_boottime_ns, now_ns)
 
-    async def tend(self, epoch: int) -> None:
+    async def tend(self) -> None:
         """Renew leases and measure the clock until cancelled."""
         for _ in range(_CLOCK_BURST):
             self.ask_clock()
             await asyncio.sleep(_CLOCK_BURST_GAP_S)
         asked_s = time.monotonic()
         while True:
-            renewal = fault_pb2.RenewLease(epoch=epoch)
+            renewal = fault_pb2.RenewLease(epoch=self.epoch)
             self.send(fleet_pb2.ControllerMessage(renew=renewal))
             if time.monotonic() - asked_s >= _CLOCK_EVERY_S:
                 self.ask_clock()

@@ -57,7 +57,7 @@ class Sweeper:
         for host in self._fleet.connected:
             if host.session is not None and (refusal := withdrawn.get(host.session.peer.agent_id)):
                 host.session.cut(refusal)
-        if self._authority.refresh():
+        if await asyncio.to_thread(self._authority.refresh):
             log.warning("the authority is in phase %s now", self._authority.rotation.phase)
             self._welcome_again()
         if count := self._knocks.overdue():

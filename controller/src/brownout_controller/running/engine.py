@@ -62,7 +62,6 @@ class Engine:
         self,
         plan: Plan,
         fleet: Fleet,
-        epoch: int,
         run_id: str,
         operator: str,
         tell: Callable[[Event], None] = lambda _: None,
@@ -73,7 +72,6 @@ class Engine:
         self._plan = plan
         self._only_hosts = only_hosts
         self._fleet = fleet
-        self._epoch = epoch
         self._tell = tell
         self.timeline = Timeline.start()
         self.collector = Collector(RunFacts(run_id, operator, plan, self.timeline))
@@ -166,7 +164,6 @@ class Engine:
         fault = instance.fault
         order = fault_pb2.Inject(
             fault_id=instance.fault_id,
-            epoch=self._epoch,
             environment=self._plan.experiment.environment,
             kind=fault.kind,
             parameters={name: to_value(value) for name, value in fault.parameters.items()},
@@ -178,7 +175,7 @@ class Engine:
             self._refused(instance.fault_id, f"the agent of {instance.host} is not connected; nothing was sent")
 
     def _stop(self, instance: Instance, reason: str) -> None:
-        order = fault_pb2.Stop(fault_id=instance.fault_id, epoch=self._epoch, reason=reason)
+        order = fault_pb2.Stop(fault_id=instance.fault_id, reason=reason)
         self._send(instance.host, fleet_pb2.ControllerMessage(stop=order))  # sent again when the host comes back
 
     def _send(self, host: str, message: fleet_pb2.ControllerMessage) -> bool:

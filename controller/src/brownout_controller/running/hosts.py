@@ -1,5 +1,6 @@
 """Hosts of the fleet as plans and records see them."""
 
+import json
 import time
 from typing import Any
 
@@ -22,6 +23,25 @@ def view_of(host: HostState) -> HostView:
         agent_version=host.hello.version,
         clock_error_ms=None if clock is None else clock.error_ns / 1e6,
     )
+
+
+def shown(host: HostState) -> dict[str, Any]:
+    """A connected host as lists show it, with what it can do."""
+    view = view_of(host)
+    faults = [
+        {"kind": kind, "able": found.able, "reason": found.reason, "remedy": found.remedy}
+        for kind, found in sorted(host.able.items())
+    ]
+    return {
+        "name": view.name, "labels": dict(view.labels), "version": view.agent_version,
+        "environment": view.environment, "clock_error_ms": view.clock_error_ms, "policy": view.policy,
+        "injector": view.injector_attached, "faults": faults,
+    }  # fmt: skip
+
+
+def described(host: HostState) -> str:
+    """The same for controllers that it is not connected to (JSON). How well they know its clock is theirs to say."""
+    return json.dumps({**shown(host), "clock_error_ms": None}, sort_keys=True)
 
 
 def describe(host: HostState) -> dict[str, Any]:

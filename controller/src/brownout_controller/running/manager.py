@@ -107,11 +107,10 @@ class ActiveRun:
 class RunManager:
     """Every run that this controller carries, by number."""
 
-    def __init__(self, fleet: Fleet, store: Store, epoch: int, controller_id: str, lever: HaltLever) -> None:
+    def __init__(self, fleet: Fleet, store: Store, controller_id: str, lever: HaltLever) -> None:
         self.active: dict[int, ActiveRun] = {}
         self._fleet = fleet
         self._store = store
-        self._epoch = epoch
         self._lever = lever
         self._controller_id = controller_id
         self._beginning = asyncio.Lock()
@@ -151,7 +150,7 @@ class RunManager:
                 run.take(event)
                 tell(event)
 
-            engine = Engine(plan, self._fleet, self._epoch, str(number), operator, take, only_hosts, carrier.run_key)
+            engine = Engine(plan, self._fleet, str(number), operator, take, only_hosts, carrier.run_key)
             keeper = RunKeeper(self._store, number, self._controller_id)
             run = self.active[number] = ActiveRun(number, plan, engine, keeper)
             run.task.add_done_callback(lambda _: self.active.pop(number))

@@ -79,6 +79,11 @@ class Identities:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @property
+    def database(self) -> Database:
+        """Where they are kept; whom each of these hosts obeys is kept there as well."""
+        return self._database
+
     def create_token(self, ttl_s: float = TOKEN_TTL_S) -> str:
         """A new join token, good once. Only its digest is kept."""
         token = TOKEN_PREFIX + secrets.token_urlsafe(32)

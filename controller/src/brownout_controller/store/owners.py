@@ -7,7 +7,7 @@ seen, and refuse orders with a smaller one. Times only say how soon somebody may
 import os
 import platform
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,19 +36,37 @@ class HostOwner:
     expires_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class OwnedElsewhere:
+    """A host that is connected to another controller."""
+
+    agent_id: str
+    controller: str
+    """Where agents reach that one, HOST:PORT; its id where it told no address."""
+    description: str
+    """JSON, as its owner wrote it."""
+
+
+def new_controller_id() -> str:
+    """An id for one life of one controller."""
+    return str(uuid.uuid4())
+
+
 class Owners:
     """Controllers and hosts of one database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, address: str = "") -> None:
+        """`address` (HOST:PORT) is where agents reach the controller that lives by this object."""
         self._database = database
+        self._address = address
 
     @contextmanager
-    def life(self) -> Iterator[str]:
+    def life(self, controller_id: str = "") -> Iterator[str]:
         """Be a controller while inside; its id is good for this one life.
 
         Beside a SQLite file each life holds a lock, so that its death is known at once and its sleep is none.
         """
-        controller_id = str(uuid.uuid4())
+        controller_id = controller_id or new_controller_id()
         with ExitStack() as held:
             if (path := self._lock_of(controller_id)) is not None:
                 try_lock(held.enter_context(lock_file(path)), exclusive=True)
@@ -62,7 +80,7 @@ class Owners:
     def _arrive(self, controller_id: str) -> None:
         with self._database.writing() as connection:
             now_ns = self._database.now_ns(connection)
-            connection.execute(insert(_CONTROLLERS), _row(controller_id, now_ns))
+            connection.execute(insert(_CONTROLLERS), self._row(controller_id, now_ns))
 
     def beat(self, controller_id: str) -> bool:
         """Say that this controller lives, for itself and for every host that it owns.
@@ -74,7 +92,7 @@ class Owners:
             seen = update(_CONTROLLERS).where(_CONTROLLERS.c.controller_id == controller_id).values(seen_ns=now_ns)
             known = connection.execute(seen).rowcount == 1
             if not known:
-                connection.execute(insert(_CONTROLLERS), _row(controller_id, now_ns))
+                connection.execute(insert(_CONTROLLERS), self._row(controller_id, now_ns))
             owned = update(_HOSTS).where(_HOSTS.c.controller_id == controller_id)
             connection.execute(owned.values(expires_ns=now_ns + DEAD_AFTER_NS))
         return known
@@ -132,6 +150,7 @@ class Owners:
                 set_={
                     "epoch": case((same, _HOSTS.c.epoch), else_=_HOSTS.c.epoch + 1),
                     "controller_id": taking.excluded.controller_id,
+                    "description": case((same, _HOSTS.c.description), else_=None),
                     "expires_ns": taking.excluded.expires_ns,
                 },
             ).returning(_HOSTS.c.epoch)
@@ -144,7 +163,39 @@ class Owners:
             row = connection.execute(select(*columns).where(_HOSTS.c.agent_id == agent_id)).first()
         return None if row is None else HostOwner(*row)
 
+    def owned_by(self, controller_id: str) -> dict[str, int]:
+        """The agents of the hosts that a controller owns, and the epoch of each."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                select(_HOSTS.c.agent_id, _HOSTS.c.epoch).where(_HOSTS.c.controller_id == controller_id)
+            )
+            return {row.agent_id: row.epoch for row in rows}
 
-def _row(controller_id: str, now_ns: int) -> dict[str, Any]:
-    process = {"machine": platform.node(), "pid": os.getpid()}
-    return {"controller_id": controller_id, **process, "started_ns": now_ns, "seen_ns": now_ns}
+    def describe(self, controller_id: str, descriptions: Mapping[str, str | None]) -> None:
+        """Keep how a controller shows hosts of its own to the others, by agent's id; None for one that went away."""
+        with self._database.writing() as connection:
+            for agent_id, description in sorted(descriptions.items()):
+                mine = (_HOSTS.c.agent_id == agent_id) & (_HOSTS.c.controller_id == controller_id)
+                connection.execute(update(_HOSTS).where(mine).values(description=description))
+
+    def elsewhere(self, controller_id: str) -> list[OwnedElsewhere]:
+        """Every host that is connected to another controller that lives."""
+        address = func.coalesce(_CONTROLLERS.c.address, _CONTROLLERS.c.controller_id).label("controller")
+        both = _HOSTS.join(_CONTROLLERS, _HOSTS.c.controller_id == _CONTROLLERS.c.controller_id)
+        wanted = select(_HOSTS.c.agent_id, address, _HOSTS.c.description).select_from(both)
+        with self._database.reading() as connection:
+            alive = _CONTROLLERS.c.seen_ns >= self._database.now_ns(connection) - DEAD_AFTER_NS
+            theirs = (_HOSTS.c.controller_id != controller_id) & _HOSTS.c.description.is_not(None) & alive
+            return [OwnedElsewhere(*row) for row in connection.execute(wanted.where(theirs))]
+
+    def addresses(self) -> tuple[str, ...]:
+        """Where agents reach the controllers that live, the longest living first."""
+        columns = (_CONTROLLERS.c.address, _CONTROLLERS.c.seen_ns)
+        told = select(*columns).where(_CONTROLLERS.c.address.is_not(None)).order_by(_CONTROLLERS.c.started_ns)
+        with self._database.reading() as connection:
+            since_ns = self._database.now_ns(connection) - DEAD_AFTER_NS
+            return tuple(row.address for row in connection.execute(told) if row.seen_ns >= since_ns)
+
+    def _row(self, controller_id: str, now_ns: int) -> dict[str, Any]:
+        process = {"machine": platform.node(), "pid": os.getpid(), "address": self._address or None}
+        return {"controller_id": controller_id, **process, "started_ns": now_ns, "seen_ns": now_ns}

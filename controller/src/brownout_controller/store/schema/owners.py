@@ -12,6 +12,7 @@ controllers = Table(
     Column("pid", Integer, nullable=False),
     Column("started_ns", BigInteger, nullable=False),
     Column("seen_ns", BigInteger, nullable=False),  # by the database's clock
+    Column("address", Text),  # HOST:PORT for agents; NULL where it told none
 )
 
 host_owners = Table(
@@ -21,4 +22,5 @@ host_owners = Table(
     Column("controller_id", String(36), nullable=False),
     Column("epoch", BigInteger, nullable=False),  # rises with every take-over and never falls
     Column("expires_ns", BigInteger, nullable=False),
+    Column("description", Text),  # JSON: the host as its owner shows it; NULL while it is not connected
 )
