@@ -14,6 +14,7 @@ import httpx
 from brownout_controller.access.decisions import Grant
 from brownout_controller.access.token_form import new_token
 from brownout_controller.api.app import create_app
+from brownout_controller.api.oidc import Provider
 from brownout_controller.api.server import serve_api
 from brownout_controller.api.services import Services
 from brownout_controller.running.manager import RunManager
@@ -31,8 +32,9 @@ T = TypeVar("T")
 class ApiServer:
     """The server, and what tests need to come in."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, provider: Provider | None = None) -> None:
         self.folder = folder
+        self.provider = provider
         self.audit = Entries()
         self.services: Services
         self.url = ""
@@ -117,7 +119,7 @@ class ApiServer:
             async with controller(self.folder / "data", auditor=self.audit) as serving:
                 self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
                 runs = RunManager(serving.fleet, serving.store, serving.controller_id, serving.lever)
-                self.services = Services(serving, runs, self.audit)
+                self.services = Services(serving, runs, self.audit, self.provider)
                 self.tls = ssl.create_default_context(cadata=serving.authority.bundle_pem.decode())
                 app = create_app(self.services)
                 async with (

@@ -43,7 +43,7 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = services
-    app.state.gate = Gate(Authenticator(services.access), services.audit)
+    app.state.gate = Gate(Authenticator(services.access), services.logins, services.audit)
     problems.install(app)
     app.add_middleware(SecurityHeaders)
     check_declared(app)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from brownout_controller.api.app import create_app
 from brownout_controller.api.first_admin import FIRST_TOKEN_TTL_S, FIRST_USER, first_admin
+from brownout_controller.api.oidc import Provider
 from brownout_controller.api.server import serve_api
 from brownout_controller.api.services import Services
 from brownout_controller.audit.entry import Auditor
@@ -22,7 +23,13 @@ Pairs = Callable[[], KeyPair]
 
 
 async def serve(
-    store: Store, authority: Authority, listen: Address, api: Address, pair: Pairs | None, audit: Auditor
+    store: Store,
+    authority: Authority,
+    listen: Address,
+    api: Address,
+    pair: Pairs | None,
+    audit: Auditor,
+    provider: Provider | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM. Without `pair` the authority makes the API's certificates.
 
@@ -34,19 +41,25 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ending.set)
-    async with _serving(store, authority, listen, api, pair, audit):
+    async with _serving(store, authority, listen, api, pair, audit, provider):
         await ending.wait()
         _say("ending: every run is halted and undone first")
 
 
 @asynccontextmanager
 async def _serving(
-    store: Store, authority: Authority, listen: Address, api: Address, pair: Pairs | None, audit: Auditor
+    store: Store,
+    authority: Authority,
+    listen: Address,
+    api: Address,
+    pair: Pairs | None,
+    audit: Auditor,
+    provider: Provider | None,
 ) -> AsyncIterator[None]:
     """Fleet, runs and API, ended in the other order: runs are undone while agents can still be spoken to."""
     async with serve_fleet(store, authority, *listen, auditor=audit) as controller:
         runs = RunManager(controller.fleet, store, controller.controller_id, controller.lever)
-        services = Services(controller, runs, audit)
+        services = Services(controller, runs, audit, provider)
         token = first_admin(services.access)
         app, fresh_pair = create_app(services), pair or authority.server_pair
         async with controller.lever.obeying(runs), serve_api(app, *api, fresh_pair) as port:

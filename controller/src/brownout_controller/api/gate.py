@@ -23,10 +23,12 @@ from brownout_controller.access.permissions import STOPPING, Over, Permission
 from brownout_controller.api.authentication import Authenticator, Bearer, Guessing, Unauthenticated
 from brownout_controller.api.bounded import BoundedRequest
 from brownout_controller.api.problems import Problem, unavailable
+from brownout_controller.api.sessions import bearer_of_session, session_of
 from brownout_controller.audit.entry import AuditEntry, Auditor, Outcome
 from brownout_controller.reporting.visible import visible
 from brownout_controller.store.access import TokenRow
 from brownout_controller.store.database import StoreError
+from brownout_controller.store.logins import LoginStore
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 UNAUTHENTICATED_TAKES_S = 0.1
@@ -178,8 +180,9 @@ def not_found(subject: str) -> Problem:
 class Gate:
     """Lets callers in, or not."""
 
-    def __init__(self, authenticator: Authenticator, audit: Auditor) -> None:
+    def __init__(self, authenticator: Authenticator, logins: LoginStore, audit: Auditor) -> None:
         self._authenticator = authenticator
+        self._logins = logins
         self._audit = audit
 
     async def admit(self, request: Request, permission: Permission) -> Caller:
@@ -203,9 +206,14 @@ class Gate:
         route = f"{request.method} {request.url.path}"
         try:
             header = request.headers.get("authorization", "")
-            bearer = self._authenticator.authenticate(header, origin, stopping=permission in STOPPING)
+            secret = "" if header else session_of(request)
+            if secret:
+                bearer = bearer_of_session(self._logins, secret)
+            else:
+                bearer = self._authenticator.authenticate(header, origin, stopping=permission in STOPPING)
         except Unauthenticated:
             why = "the token is not good: unknown, expired or revoked" if header else "there is no token"
+            why = "the session is over" if secret else why
             self._audit.record(AuditEntry("unknown", permission.word, route, Outcome.REFUSED, origin, why))
             raise _unauthenticated(why) from None
         except Guessing as guessing:  # the wrong tokens that led here were audited; a flood must not fill the log

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from brownout_controller.access.guessing import Guesses
+from brownout_controller.api.oidc import Provider
 from brownout_controller.audit.entry import Auditor
 from brownout_controller.fleet.sessions import Fleet
 from brownout_controller.running.manager import RunManager
@@ -9,6 +11,7 @@ from brownout_controller.serving import Controller
 from brownout_controller.store.access import AccessStore
 from brownout_controller.store.approvals import ApprovalStore
 from brownout_controller.store.levers import Levers
+from brownout_controller.store.logins import LoginStore
 from brownout_controller.store.requests import RequestStore
 from brownout_controller.store.run_access import RunAccess
 from brownout_controller.store.store import Store
@@ -21,11 +24,15 @@ class Services:
     controller: Controller
     runs: RunManager
     audit: Auditor
+    provider: Provider | None = None
+    """Of people's logins; without one they come by tokens."""
     access: AccessStore = field(init=False)
     approvals: ApprovalStore = field(init=False)
     requests: RequestStore = field(init=False)
     run_access: RunAccess = field(init=False)
     levers: Levers = field(init=False)
+    logins: LoginStore = field(init=False)
+    login_guesses: Guesses = field(init=False, default_factory=Guesses)
 
     def __post_init__(self) -> None:
         self.access = AccessStore(self.store.database)
@@ -33,6 +40,7 @@ class Services:
         self.requests = RequestStore(self.store.database)
         self.run_access = RunAccess(self.store.database)
         self.levers = Levers(self.store.database)
+        self.logins = LoginStore(self.store.database)
 
     @property
     def fleet(self) -> Fleet:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,9 @@ from brownout_controller.cli.settings import DataDir, default_data_dir, split_ad
 from brownout_controller.exit_codes import ExitCode
 from brownout_controller.fleet.authority import KeyPair
 from brownout_controller.store.access import AccessStore
+
+if TYPE_CHECKING:
+    from brownout_controller.api.oidc import Provider
 
 commands = typer.Typer(
     help="A controller that stays, for hosts that join and people who come by the API.", no_args_is_help=True
@@ -48,6 +51,10 @@ def start(
             help="write the audit log's signed checkpoints there as well; best a folder of another machine",
         ),
     ] = None,
+    oidc: Annotated[
+        Path | None,
+        typer.Option("--oidc", metavar="FILE", readable=False, help="let people log in by an OpenID provider"),
+    ] = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, which halts every run and undoes every fault first."""
     addresses = split_address(listen, "--listen"), split_address(api, "--api")
@@ -57,7 +64,9 @@ def start(
         try:
             from brownout_controller.api.controller import serve  # noqa: PLC0415 - other commands need no web framework
 
-            asyncio.run(serve(store, read_authority(data_dir), *addresses, pair, audit))
+            provider = _provider(oidc)
+
+            asyncio.run(serve(store, read_authority(data_dir), *addresses, pair, audit, provider))
         except OSError as error:
             fail(ExitCode.UNREACHABLE, "cannot-listen", str(error), "choose another --listen or --api")
 
@@ -84,6 +93,15 @@ def print_admin_token(data_dir: DataDir = default_data_dir()) -> None:
             token = admin_token(access)
     print(token.text)
     typer.echo(f"Good for {FIRST_TOKEN_TTL_S // 3600} h; kept nowhere.", err=True)
+
+
+def _provider(file: Path | None) -> "Provider | None":
+    from brownout_controller.api.oidc import Provider, read_settings  # noqa: PLC0415
+
+    try:
+        return None if file is None else Provider(read_settings(file))
+    except (OSError, ValueError) as error:
+        fail(ExitCode.USAGE, "oidc", str(error), "see docs/audit.md")
 
 
 def _pair_of_files(certificate: Path | None, key: Path | None) -> Callable[[], KeyPair] | None:

@@ -61,13 +61,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("number", name=op.f("pk_audit_head")),
     )
     op.create_table(
-        "authority",
-        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("cluster", sa.String(length=36), nullable=False),
-        sa.Column("sealed", sa.LargeBinary(), nullable=True),
-        sa.PrimaryKeyConstraint("number", name=op.f("pk_authority")),
-    )
-    op.create_table(
         "blast_limit",
         sa.Column("environment", sa.String(length=63), nullable=False),
         sa.Column("hosts", sa.Integer(), nullable=False),
@@ -82,7 +75,6 @@ def upgrade() -> None:
         sa.Column("pid", sa.Integer(), nullable=False),
         sa.Column("started_ns", sa.BigInteger(), nullable=False),
         sa.Column("seen_ns", sa.BigInteger(), nullable=False),
-        sa.Column("address", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("controller_id", name=op.f("pk_controller")),
     )
     op.create_table(
@@ -91,7 +83,6 @@ def upgrade() -> None:
         sa.Column("controller_id", sa.String(length=36), nullable=False),
         sa.Column("epoch", sa.BigInteger(), nullable=False),
         sa.Column("expires_ns", sa.BigInteger(), nullable=False),
-        sa.Column("description", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("agent_id", name=op.f("pk_host_owner")),
     )
     op.create_table(
@@ -167,6 +158,33 @@ def upgrade() -> None:
         sa.Column("answered_ns", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["lever_number"], ["lever.number"], name=op.f("fk_lever_answer_lever_number_lever")),
         sa.PrimaryKeyConstraint("lever_number", "host", name=op.f("pk_lever_answer")),
+    )
+    op.create_table(
+        "login_attempt",
+        sa.Column("state_digest", sa.String(length=64), nullable=False),
+        sa.Column("nonce", sa.String(length=64), nullable=False),
+        sa.Column("code_verifier", sa.String(length=128), nullable=False),
+        sa.Column("begun_ns", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("state_digest", name=op.f("pk_login_attempt")),
+    )
+    op.create_table(
+        "login_identity",
+        sa.Column("issuer", sa.Text(), nullable=False),
+        sa.Column("subject", sa.String(length=255), nullable=False),
+        sa.Column("user", sa.String(length=63), nullable=False),
+        sa.ForeignKeyConstraint(["user"], ["api_user.name"], name=op.f("fk_login_identity_user_api_user")),
+        sa.PrimaryKeyConstraint("issuer", "subject", name=op.f("pk_login_identity")),
+        sa.UniqueConstraint("user", name=op.f("uq_login_identity_user")),
+    )
+    op.create_table(
+        "login_session",
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("user", sa.String(length=63), nullable=False),
+        sa.Column("begun_ns", sa.BigInteger(), nullable=False),
+        sa.Column("expires_ns", sa.BigInteger(), nullable=False),
+        sa.Column("ended_ns", sa.BigInteger(), nullable=True),
+        sa.ForeignKeyConstraint(["user"], ["api_user.name"], name=op.f("fk_login_session_user_api_user")),
+        sa.PrimaryKeyConstraint("digest", name=op.f("pk_login_session")),
     )
     op.create_table(
         "occurrence",

@@ -1,0 +1,144 @@
+"""Logins and sessions, as they are kept. Every method raises StoreError when the database does not answer."""
+
+import hashlib
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import delete, insert, select, update
+
+from brownout_controller.access.decisions import Grant
+from brownout_controller.access.permissions import Role
+from brownout_controller.store.access import NS_PER_S, AccessStore, Stale, User, UserExists
+from brownout_controller.store.database import Database
+from brownout_controller.store.schema import logins
+
+ATTEMPT_TTL_S = 600
+SESSION_TTL_S = 12 * 3600
+_TRIES = 3
+
+
+class LoginRefused(Exception):
+    """Somebody who was proved by the provider, and has no place here; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What must come back from the provider, or be shown to it."""
+
+    nonce: str
+    code_verifier: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """A session that is good."""
+
+    digest: str
+    user: User
+    begun_ns: int
+    expires_ns: int
+
+
+class LoginStore:
+    """Logins of one cluster; any controller can go on with what another one began."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._access = AccessStore(database)
+
+    def begin(self, state: str, attempt: Attempt) -> None:
+        """Keep a login that has begun; those that nobody finished go."""
+        table, now_ns = logins.attempts, time.time_ns()
+        row = {"state_digest": digest_of(state), "begun_ns": now_ns, "nonce": attempt.nonce}
+        with self._database.writing() as connection:
+            connection.execute(delete(table).where(table.c.begun_ns < now_ns - ATTEMPT_TTL_S * NS_PER_S))
+            connection.execute(insert(table), {**row, "code_verifier": attempt.code_verifier})
+
+    def take(self, state: str) -> Attempt | None:
+        """The login of this state, once; None where there is none, or it took too long."""
+        table = logins.attempts
+        mine = table.c.state_digest == digest_of(state)
+        with self._database.writing() as connection:
+            row = connection.execute(select(table).where(mine).with_for_update()).first()
+            if row is None:
+                return None
+            connection.execute(delete(table).where(mine))
+        fresh = row.begun_ns >= time.time_ns() - ATTEMPT_TTL_S * NS_PER_S
+        return Attempt(row.nonce, row.code_verifier) if fresh else None
+
+    def user_of(self, issuer: str, subject: str, name: str, grants: Iterable[Grant]) -> User:
+        """Whoever a provider calls `subject`, with `grants` from now on; made at the first login as `name`.
+
+        The role admin is given by hand only, and stays. A name that somebody else has is never taken over.
+
+        Raises:
+            LoginRefused: the name is taken, or the user is disabled.
+        """
+        known = self._known(issuer, subject)
+        if known is None:
+            return self._add(issuer, subject, name, list(grants))
+        for _ in range(_TRIES):
+            user = self._access.user(known)
+            assert user is not None, "rows of users are never deleted"
+            if user.disabled:
+                raise LoginRefused(f"user {known} is disabled")
+            wanted = [*(grant for grant in user.grants if grant.role is Role.ADMIN), *grants]
+            if list(user.grants) == wanted:
+                return user
+            try:
+                return self._access.change_user(known, wanted, user.disabled, user.version)
+            except Stale:
+                continue
+        raise LoginRefused(f"user {known} is being changed by somebody else")
+
+    def _known(self, issuer: str, subject: str) -> str | None:
+        table = logins.identities
+        chosen = select(table.c.user).where(table.c.issuer == issuer, table.c.subject == subject)
+        with self._database.reading() as connection:
+            return connection.execute(chosen).scalar_one_or_none()
+
+    def _add(self, issuer: str, subject: str, name: str, grants: list[Grant]) -> User:
+        try:
+            user = self._access.add_user(name, grants)
+        except UserExists as error:
+            raise LoginRefused(f"the name {name} belongs to somebody who does not come by this provider") from error
+        with self._database.writing() as connection:
+            connection.execute(insert(logins.identities), {"issuer": issuer, "subject": subject, "user": name})
+        return user
+
+    def open(self, secret: str, user: str, instead_of: str = "") -> SessionRow:
+        """A session for whoever shows `secret`; the one that the browser had before ends."""
+        now_ns = time.time_ns()
+        row = {"digest": digest_of(secret), "user": user, "begun_ns": now_ns}
+        with self._database.writing() as connection:
+            connection.execute(insert(logins.sessions), {**row, "expires_ns": now_ns + SESSION_TTL_S * NS_PER_S})
+        if instead_of:
+            self.end(instead_of)
+        found = self.session(secret)
+        assert found is not None, "it was just opened"
+        return found
+
+    def session(self, secret: str) -> SessionRow | None:
+        """The session of this secret, if it is good, and its user."""
+        table = logins.sessions
+        with self._database.reading() as connection:
+            row = connection.execute(select(table).where(table.c.digest == digest_of(secret))).first()
+        if row is None or row.ended_ns is not None or row.expires_ns <= time.time_ns():
+            return None
+        user = self._access.user(row.user)
+        if user is None or user.disabled:
+            return None
+        return SessionRow(row.digest, user, row.begun_ns, row.expires_ns)
+
+    def end(self, secret: str) -> None:
+        """End a session for good."""
+        table = logins.sessions
+        mine = (table.c.digest == digest_of(secret)) & table.c.ended_ns.is_(None)
+        with self._database.writing() as connection:
+            connection.execute(update(table).where(mine).values(ended_ns=time.time_ns()))
+
+
+def digest_of(secret: str) -> str:
+    """SHA-256, hex: secrets of 256 random bits need no slow hash."""
+    return hashlib.sha256(secret.encode(errors="replace")).hexdigest()
