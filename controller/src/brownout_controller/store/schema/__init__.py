@@ -2,6 +2,7 @@
 
 from brownout_controller.store.schema import access as access
 from brownout_controller.store.schema import audit as audit
+from brownout_controller.store.schema import authority as authority
 from brownout_controller.store.schema import firing as firing
 from brownout_controller.store.schema import identities as identities
 from brownout_controller.store.schema import levers as levers

@@ -61,6 +61,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("number", name=op.f("pk_audit_head")),
     )
     op.create_table(
+        "authority",
+        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("cluster", sa.String(length=36), nullable=False),
+        sa.Column("sealed", sa.LargeBinary(), nullable=True),
+        sa.PrimaryKeyConstraint("number", name=op.f("pk_authority")),
+    )
+    op.create_table(
         "blast_limit",
         sa.Column("environment", sa.String(length=63), nullable=False),
         sa.Column("hosts", sa.Integer(), nullable=False),
@@ -75,6 +82,7 @@ def upgrade() -> None:
         sa.Column("pid", sa.Integer(), nullable=False),
         sa.Column("started_ns", sa.BigInteger(), nullable=False),
         sa.Column("seen_ns", sa.BigInteger(), nullable=False),
+        sa.Column("address", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("controller_id", name=op.f("pk_controller")),
     )
     op.create_table(
@@ -83,6 +91,7 @@ def upgrade() -> None:
         sa.Column("controller_id", sa.String(length=36), nullable=False),
         sa.Column("epoch", sa.BigInteger(), nullable=False),
         sa.Column("expires_ns", sa.BigInteger(), nullable=False),
+        sa.Column("description", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("agent_id", name=op.f("pk_host_owner")),
     )
     op.create_table(
