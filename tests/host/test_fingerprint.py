@@ -243,6 +243,20 @@ def test_an_orphaned_holder_and_the_file_without_a_name_that_it_keeps_are_residu
     on_host(tmp_path, told)
 
 
+@pytest.mark.parametrize("users", [("--reuid=65533",), ("--ruid=65533",)], ids=["a user's own", "set-user-id root"])
+def test_a_process_of_another_user_that_calls_itself_a_holder_is_none(tmp_path: Path, users: tuple[str, ...]) -> None:
+    async def told(host: Host) -> None:
+        before = await host.look()
+        argv = ("setpriv", *users, "--clear-groups", "--", "/usr/bin/python3", "-c", IMPOSTOR)
+        with host.running(*argv, "brownout_agent.injector.holder", "disk.io", "the-id", "0"):
+            assert compare(before, await host.look()).state is ResidueState.CLEAN
+
+    on_host(tmp_path, told)
+
+
+IMPOSTOR = "import time; print('ready', flush=True); time.sleep(60)"
+
+
 def test_the_holders_of_another_living_injector_are_its_own_affair(tmp_path: Path) -> None:
     async def told(host: Host) -> None:
         before = await host.look()

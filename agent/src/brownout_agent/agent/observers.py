@@ -9,7 +9,10 @@ from brownout_protos.v1 import fleet_pb2
 from brownout_agent.frames import from_values
 from brownout_agent.kernel.clock import boottime_ns
 from brownout_agent.observe import Change, Probe, Sample, Watcher, build, probe_kinds, watcher_kinds
-from brownout_agent.observing import observe
+from brownout_agent.observing import FASTEST_MS, observe
+
+OBSERVERS_MAX = 256
+"""At once, for whatever controller: a host is no generator of traffic. An experiment has about 20."""
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +29,10 @@ class Observers:
     def start(self, order: fleet_pb2.Observe) -> None:
         """Start one; an id that runs already is left alone, since a reconnecting controller asks again."""
         if order.observer_id in self._running:
+            return
+        if len(self._running) >= OBSERVERS_MAX:
+            self._fail(order.observer_id, f"{OBSERVERS_MAX} probes and watchers run here already, the most at once")
+            self._send(fleet_pb2.AgentMessage(observer_ended=fleet_pb2.ObserverEnded(observer_id=order.observer_id)))
             return
         task = asyncio.create_task(self._run(order))
         self._running[order.observer_id] = task
@@ -49,10 +56,7 @@ class Observers:
             else:
                 await self._probe(order, build(probe_kinds(), order.kind, settings))
         except (OSError, ValueError) as error:
-            trouble = fleet_pb2.ObserverError(
-                observer_id=order.observer_id, at_boottime_ns=boottime_ns(), message=str(error)
-            )
-            self._send(fleet_pb2.AgentMessage(observer_error=trouble))
+            self._fail(order.observer_id, str(error))
         finally:
             ended = fleet_pb2.ObserverEnded(observer_id=order.observer_id)
             self._send(fleet_pb2.AgentMessage(observer_ended=ended))
@@ -64,8 +68,14 @@ class Observers:
         await observe(probe, order.every_ms, deliver)
 
     async def _watch(self, order: fleet_pb2.Observe, watcher: Watcher) -> None:
+        if order.every_ms < FASTEST_MS:
+            raise ValueError(f"a watcher looks every {FASTEST_MS}ms at the fastest, not every {order.every_ms}ms")
         async for change in watcher.changes(order.every_ms / 1_000):
             self._send(fleet_pb2.AgentMessage(watch=_to_event(order.observer_id, change)))
+
+    def _fail(self, observer_id: str, why: str) -> None:
+        trouble = fleet_pb2.ObserverError(observer_id=observer_id, at_boottime_ns=boottime_ns(), message=why)
+        self._send(fleet_pb2.AgentMessage(observer_error=trouble))
 
 
 def pack(observer_id: str, samples: list[Sample], missed: int) -> fleet_pb2.ProbeSamples:

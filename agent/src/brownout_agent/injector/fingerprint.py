@@ -6,6 +6,7 @@ Every section has one reader. What a reader cannot read makes its section unread
 import logging
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +14,7 @@ from brownout_agent.fingerprint import RESERVED, Fingerprint, Section, cut_secti
 from brownout_agent.injector import holder
 from brownout_agent.kernel import cgroup_tree, cgroups, files, mounts, netfilter, process_states, rtnetlink
 from brownout_agent.kernel.clock import boot_id, boottime_ns, wall_offset_ns
+from brownout_agent.kernel.credentials import stress_user
 from brownout_agent.kernel.processes import PROC
 
 log = logging.getLogger(__name__)
@@ -104,10 +106,11 @@ class _Look:
 
     @cached_property
     def _holders(self) -> list[_Holder]:
-        """All of this kernel. What a holder forks has its command line."""
-        name = holder.__name__
+        """All of this kernel. What a holder forks has its command line; another user's process may have it as well."""
+        name, users = holder.__name__, _holders_users()
         found = [(pid, argv[argv.index(name) + 1 :]) for pid, argv in process_states.command_lines(name)]
-        return [_Holder(pid, *arguments[:3]) for pid, arguments in found if len(arguments) >= 3]
+        ours = [(pid, arguments) for pid, arguments in found if process_states.starter_uid(pid) in users]
+        return [_Holder(pid, *arguments[:3]) for pid, arguments in ours if len(arguments) >= 3]
 
     @cached_property
     def _ours(self) -> list[_Holder]:
@@ -136,3 +139,12 @@ class _Look:
             by = f" by process {one.tracer_pid}{held_by.get(one.tracer_pid, '')}" if one.tracer_pid else ""
             lines.append(f"{one.comm}, process {one.pid} started at tick {one.start_ticks}, is {what}{by}")
         return lines
+
+
+def _holders_users() -> set[int]:
+    """Who a holder can be: an injector's user, or whom its stressors become."""
+    users = {0, os.geteuid()}
+    with suppress(OSError):  # a host without that user has no stressors either
+        stressors = stress_user()
+        users |= {stressors.uid} if stressors else set()
+    return users

@@ -51,6 +51,12 @@ def command_lines(part: str) -> Iterator[tuple[int, list[str]]]:
             yield pid, [os.fsdecode(argument) for argument in raw.split(b"\0")[:-1]]
 
 
+def starter_uid(pid: int) -> int | None:
+    """The real uid of a process, that is whose it is whatever rights its program lends it; None when it is gone."""
+    uids = _status(pid).get("Uid")
+    return int(uids.split()[0]) if uids else None
+
+
 def shares_our_network(pid: int) -> bool:
     """Whether a living process is in this process's network namespace, or in one that is not ours to read."""
     ours = (PROC / "self/ns/net").readlink()
@@ -92,14 +98,14 @@ def _is_memory(entry: str) -> bool:
 
 
 def _status(pid: int) -> dict[str, str]:
-    """The first fields of /proc/PID/status, down to the tracer; none where there is no such process."""
+    """The first fields of /proc/PID/status, down to tracer and users; none where there is no such process."""
     fields = {}
     try:
         with open(f"/proc/{pid}/status", errors="replace") as file:
             for line in file:
                 name, _, value = line.partition(":")
                 fields[name] = value.strip()
-                if name == "TracerPid":
+                if name == "Uid":
                     break
     except _GONE:
         return {}
