@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -535,5 +536,25 @@ def test_what_a_holder_started_cannot_hide_its_death_by_keeping_its_pipes() -> N
                     await one.go({}, {}, 1.0, lease_ends_ns=boottime_ns(), on_trial=False)
         finally:
             os.killpg(one.key.pid, signal.SIGKILL)
+
+    asyncio.run(told())
+
+
+def test_a_lease_counts_from_the_controllers_last_word_however_long_the_order_is_looked_at(
+    tmp_path: Path, bad: Bad
+) -> None:
+    bad.prepare = lambda: time.sleep(1.5)
+
+    async def told() -> None:
+        async with house(tmp_path) as it:
+            late, renewed = order(lease_s=1.0), order(lease_s=5.0)
+            assert await it.supervisor.inject(late, Host())
+            assert (await it.until(late.fault_id, Mark.CLEAN)).cause == "LEASE_LOST"
+            assert Mark.ACTIVE not in it.states(late.fault_id)
+            looking = asyncio.create_task(it.supervisor.inject(renewed, Host()))
+            await asyncio.sleep(0)  # the order has arrived
+            it.supervisor.renew()
+            assert await looking
+            await it.until(renewed.fault_id, Mark.ACTIVE)
 
     asyncio.run(told())

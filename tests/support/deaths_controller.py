@@ -46,7 +46,11 @@ class ControllerLink:
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
             )  # fmt: skip
         self._reading = asyncio.create_task(self._read(self._process))
-        await self._until(lambda: "" in self._ready, "the controller listens")
+        try:
+            await self._until(lambda: "" in self._ready, "the controller listens")
+        except AssertionError as error:
+            log_end = (self.folder / "controller.log").read_text(errors="replace")[-2000:]
+            raise AssertionError(f"{error}; it says:\n{log_end}") from None
 
     async def kill(self) -> None:
         """SIGKILL; returns when it is dead."""

@@ -39,6 +39,7 @@ from brownout_agent.kernel.processes import ProcessKey, key_of, send_signal, wai
 
 READY_TIMEOUT_S = 20.0
 END_TIMEOUT_S = 5.0
+_READY_TIMEOUT_NS = int(READY_TIMEOUT_S * 1e9)
 _MARGIN_NS = int(KERNEL_MARGIN_S * 1e9)
 _STDERR_KEPT = 2_000
 _READY_BYTES_MAX = 2**16
@@ -85,7 +86,8 @@ class Holder:
         Raises:
             HolderFailed: it could not be started.
         """
-        argv = [sys.executable, "-I", "-m", __name__, kind, fault_id, str(os.getpid())]
+        order_by_ns = boottime_ns() + _READY_TIMEOUT_NS
+        argv = [sys.executable, "-I", "-m", __name__, kind, fault_id, str(os.getpid()), str(order_by_ns)]
         pipe = subprocess.PIPE
         try:
             process = subprocess.Popen(  # noqa: ASYNC220 - it must be this thread, and takes milliseconds
@@ -95,7 +97,12 @@ class Holder:
             raise HolderFailed(f"cannot start {argv}: {error}") from error
         key = key_of(process.pid)
         assert key is not None, "an unreaped child has an entry in /proc"
-        return cls(process, key)
+        holder = cls(process, key)
+        if holder._death.done() and holder._death.exception() is not None:
+            process.kill()
+            process.wait()
+            raise HolderFailed(f"nobody could watch over it: {holder._death.exception()}")
+        return holder
 
     async def go(
         self, parameters: dict[str, Any], facts: Facts, duration_s: float, *, lease_ends_ns: int, on_trial: bool
@@ -106,7 +113,11 @@ class Holder:
             HolderFailed: it is not in effect, and the holder is dead.
         """
         order = {"parameters": parameters, "facts": facts, "duration_s": duration_s}
-        order |= {"lease_ends_ns": lease_ends_ns, "on_trial": on_trial}
+        order |= {
+            "ready_by_ns": boottime_ns() + _READY_TIMEOUT_NS,
+            "lease_ends_ns": lease_ends_ns,
+            "on_trial": on_trial,
+        }
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 line = await asyncio.wrap_future(in_thread(partial(_ask, self._process, order)))
@@ -152,7 +163,7 @@ class Holder:
 
     async def end(self) -> list[ProcessKey]:
         """Kill the holder and what it made; returns what still lives after END_TIMEOUT_S, which should be nothing."""
-        left = await asyncio.wrap_future(in_thread(partial(end_by_key, self.keys)))
+        left = await asyncio.wrap_future(in_thread(partial(end_by_key, self.keys), or_here=True))
         if self.key not in left:
             await self.died()
         return left
@@ -201,6 +212,7 @@ class _Hold(Hold):
     duration_s: float
     lease_ends_ns: int
     on_trial: bool
+    ready_by_ns: int
     timer: DeathTimer
     _ends_ns: int = 0
     """When its time is up. It counts from when the fault is in effect; until then, from when it must be."""
@@ -209,9 +221,8 @@ class _Hold(Hold):
     _is_ready: bool = False
 
     def __post_init__(self) -> None:
-        ready_by_ns = boottime_ns() + int(READY_TIMEOUT_S * 1e9)
-        self._ends_ns = ready_by_ns + int(self.duration_s * 1e9)
-        self.timer.set(ready_by_ns + _MARGIN_NS)
+        self._ends_ns = self.ready_by_ns + int(self.duration_s * 1e9)
+        self.timer.set(self.ready_by_ns + _MARGIN_NS)
 
     def ready(self, **facts: Json) -> None:
         if self._is_ready:
@@ -283,15 +294,16 @@ def _live_as_worker(work: Callable[[], None], holder_pid: int, ends_ns: int) -> 
 
 
 def main() -> None:
-    """`python -m brownout_agent.injector.holder KIND FAULT_ID INJECTOR_PID`; never run by hand."""
-    kind, fault_id, injector_pid = sys.argv[1:4]
+    """`python -m brownout_agent.injector.holder KIND FAULT_ID INJECTOR_PID ORDER_BY_NS`; never run by hand."""
+    kind, fault_id, injector_pid, order_by_ns = sys.argv[1:5]
     limits.die_with_parent(int(injector_pid))
-    timer = die_at(boottime_ns() + int(READY_TIMEOUT_S * 1e9))  # a stopped injector gives no order, and does not die
+    timer = die_at(int(order_by_ns))  # an injector that is stopped gives no order and does not die either
     line = sys.stdin.readline()
     if not line:
         raise SystemExit("the injector closed the pipe before it gave an order")
     order = json.loads(line)
-    hold = _Hold(fault_id, order["duration_s"], order["lease_ends_ns"], order["on_trial"], timer)
+    times = (order["duration_s"], order["lease_ends_ns"], order["on_trial"], order["ready_by_ns"])
+    hold = _Hold(fault_id, *times, timer)
     limits.be_first_victim_of_oom()
     # Imported this late so that an order which never comes costs nothing.
     from brownout_agent.faults import catalogue  # noqa: PLC0415

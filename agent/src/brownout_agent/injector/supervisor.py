@@ -59,6 +59,7 @@ class Supervisor:
         self._past = {entry.fault_id: past_status(entry) for entry in journal.entries.values()}
         self._settled = asyncio.Event()
         self._is_closing = False
+        self._renewed_ns = 0
         self._halts = 0
         self._halts_under_way = 0
 
@@ -73,6 +74,7 @@ class Supervisor:
         if self._is_known(order.fault_id):
             return False
         fault, parameters = self._check(order)
+        arrived_ns = boottime_ns()
         halts = self._halts
         host = replace(host, protected_pids=host.protected_pids | self._holder_pids())
         facts = await prepare(fault, parameters, host)
@@ -83,7 +85,8 @@ class Supervisor:
         if halts != self._halts:
             raise Refusal("this host was halted while the order was looked at")
         order = self._admission.take(order)
-        deadlines = Deadlines(order.lease_s, boottime_ns() + int(order.lease_s * 1e9))
+        # From the controller's last word, and not from now: it may have died while the order was looked at.
+        deadlines = Deadlines(order.lease_s, max(arrived_ns, self._renewed_ns) + int(order.lease_s * 1e9))
         live = Live(order, fault, parameters, facts, host, deadlines)
         self._live[order.fault_id] = live
         self._feed(live, lifecycle.Accepted())
@@ -123,7 +126,7 @@ class Supervisor:
 
     def renew(self) -> None:
         """The controller lives: every lease that has not run out starts anew."""
-        now = boottime_ns()
+        self._renewed_ns = now = boottime_ns()
         for live in self._live.values():
             if live.deadlines.renew(now):
                 self._extend(live)

@@ -1,0 +1,26 @@
+"""A holder ends by itself when nobody tells it what to do."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from brownout_agent.kernel.clock import boottime_ns
+
+HOLDER = [sys.executable, "-I", "-m", "brownout_agent.injector.holder", "cpu.load", "an-id"]
+
+
+def test_a_holder_that_gets_no_order_is_killed_by_its_timer_though_its_injector_lives() -> None:
+    order_by_ns = boottime_ns() + 3_000_000_000
+    argv = [*HOLDER, str(os.getpid()), str(order_by_ns)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE) as process:
+        assert process.wait(30) == -signal.SIGKILL
+    assert boottime_ns() >= order_by_ns
+
+
+def test_a_holder_that_comes_up_too_late_for_an_order_ends_at_once() -> None:
+    with subprocess.Popen([*HOLDER, str(os.getpid()), str(boottime_ns() - 1)], stdin=subprocess.PIPE) as process:
+        begun_s = time.monotonic()
+        assert process.wait(30) == -signal.SIGKILL
+    assert time.monotonic() - begun_s < 20
