@@ -20,7 +20,7 @@ Each attempt is right in everything but its identity: a good token, a good reque
 _TAIL = """
 Where the TLS handshake refuses, gRPC tells nobody who came and why: the audit then says that a connection came to
 nothing (`agent.connect`), and gRPC's own log on the controller says the reason. An agent that is shown a false
-controller writes it into its own log: it has nobody to tell.
+controller writes it into its own copy (docs/audit.md), which no controller can rewrite.
 """
 
 

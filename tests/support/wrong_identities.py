@@ -19,6 +19,7 @@ from brownout_agent import __version__
 from brownout_agent.agent.identity import Identity, JoinError, Membership, load, new_key, request_for, save
 from brownout_agent.agent.joining import join
 from brownout_agent.agent.trust import SERVER_NAME, controllers_of
+from brownout_agent.chain import read_line
 from brownout_controller.audit.entry import Outcome
 from brownout_controller.fleet.authority import Authority, read_request
 from brownout_controller.fleet.certificates import sign_leaf
@@ -221,16 +222,29 @@ async def _agent_as_controller(place: Place, call: str) -> tuple[str, str]:
         if call == "Enrol":
             return await _enrolled_astray(place, astray, called)
         save(folder, replace(victim, membership=astray))
-        if call == "Session":
-            async with agent(folder):
-                await said(folder, "CERTIFICATE_VERIFY_FAILED")
-        else:
+        async with agent(folder):
+            await said(folder, "CERTIFICATE_VERIFY_FAILED")
+            written = await _in_own_copy(folder, "controller.session")
+        if call != "Session":  # no agent calls anything else before it has a session; so by hand as well
             async with _channel_of(load(folder)) as channel:
                 with pytest.raises(grpc.aio.AioRpcError, match="CERTIFICATE_VERIFY_FAILED"):
                     await _speak(fleet_pb2_grpc.FleetStub(channel), call)
         if called:
             raise LetIn(f"an agent spoke to an agent that plays controller: {called}")
-    return "TLS handshake, by the agent", "the agent's log"
+    return "TLS handshake, by the agent", written
+
+
+async def _in_own_copy(folder: Path, action: str) -> str:
+    """Wait until an agent has written a refusal into its own copy."""
+
+    def found() -> bool:
+        path = folder / "audit.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [read_line(line).document for line in lines]
+        return any(one["action"] == action and one["outcome"] == "refused" for one in kept)
+
+    await until(found, _TIMEOUT_S)
+    return f"`{action}` in the agent's own copy"
 
 
 async def _enrolled_astray(place: Place, astray: Membership, called: list[str]) -> tuple[str, str]:
@@ -239,7 +253,9 @@ async def _enrolled_astray(place: Place, astray: Membership, called: list[str]) 
     except JoinError as refusal:
         if called:
             raise LetIn("a token was shown to an agent that plays controller") from refusal
-        return f"the agent: {str(refusal).partition('. Next')[0].partition(' ')[2]}", "the agent's log"
+        return f"the agent: {str(refusal).partition('. Next')[0].partition(' ')[2]}", await _in_own_copy(
+            place.folder / "astray", "controller.enrol"
+        )
     raise LetIn("an agent that plays controller was joined")
 
 

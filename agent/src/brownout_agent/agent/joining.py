@@ -11,6 +11,7 @@ from brownout_protos.v1 import fleet_pb2, fleet_pb2_grpc
 from brownout_agent.agent.identity import Identity, JoinError, Membership, new_key, request_for, save
 from brownout_agent.agent.stream import CHANNEL_OPTIONS
 from brownout_agent.agent.trust import NotTrusted, controllers_of, fetch_authority
+from brownout_agent.host_log import HostLog
 
 RETRY_EVERY_S = 0.5
 _ENROL_TIMEOUT_S = 10.0
@@ -31,6 +32,8 @@ async def join(folder: Path, membership: Membership, token: str, pin: str, wait_
             authority = await asyncio.to_thread(fetch_authority, host.strip("[]"), membership.enrol_port, pin)
             return await _enrol(folder, membership, token, authority)
         except NotTrusted as error:
+            where = f"{host}:{membership.enrol_port}"
+            HostLog(folder).keep_if_new("unknown", "controller.enrol", where, "refused", str(error))
             raise JoinError(str(error)) from error
         except OSError as error:
             if asyncio.get_running_loop().time() > deadline:

@@ -25,6 +25,7 @@ from brownout_agent.agent.renewing import renew, retry_in_s
 from brownout_agent.agent.stream import Stream, why_not
 from brownout_agent.agent.trust import NotTrusted, controllers_of
 from brownout_agent.fingerprint import nothing_read, to_wire
+from brownout_agent.host_log import HostLog
 from brownout_agent.kernel.clock import boot_id, boottime_ns
 
 _SUCCEED_AFTER_S = (0.2, 1.0)
@@ -45,6 +46,7 @@ class Agent:
 
     def __init__(self, folder: Path, identity: Identity, injector_socket: Path) -> None:
         self._folder = folder
+        self._copy = HostLog(folder)
         self._identity = identity
         self._controllers = Controllers(identity.membership)
         self._exempted: Addresses | None = None
@@ -78,7 +80,10 @@ class Agent:
             await self._wait_inspected()
             await self._converse(await self._open(where))
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, StaleController, NotTrusted, OSError) as error:
-            log.info("no session with %s: %s", where, why_not(error, self._identity))
+            why = why_not(error, self._identity)
+            log.info("no session with %s: %s", where, why)
+            if isinstance(error, (StaleController, NotTrusted)) or "CERTIFICATE_VERIFY_FAILED" in why:
+                self._copy.keep_if_new("unknown", "controller.session", where, "refused", why)
 
     async def _keep_exempt(self) -> None:
         """Names may come to lead elsewhere, and controllers come and go."""
@@ -274,8 +279,19 @@ class Agent:
             self._refuse(order.fault_id, "the order is of another session: replayed, or late")
         elif order.epoch < self._epoch:
             self._refuse(order.fault_id, f"epoch {order.epoch} is older than {self._epoch}, which this host obeys")
+        elif trouble := self._not_kept(order):
+            self._refuse(order.fault_id, f"this host's own copy of the order cannot be kept: {trouble}", "make room")
         elif not self._link.inject(order):
             self._refuse(order.fault_id, self._link.trouble, "start brownout-injector on the host")
+
+    def _not_kept(self, order: fault_pb2.Inject) -> str:
+        """Keep what was ordered before anything is done about it; why that failed, or ""."""
+        try:
+            detail = {"fault_id": order.fault_id, "duration_ms": str(order.duration_ms), "epoch": str(order.epoch)}
+            self._copy.keep("controller", "fault.inject", order.kind, "ordered", **detail)
+        except OSError as error:
+            return str(error)
+        return ""
 
     def _renew(self, order: fault_pb2.RenewLease) -> None:
         if order.epoch >= self._epoch:
@@ -300,6 +316,7 @@ class Agent:
             self._outbox.put(fleet_pb2.AgentMessage(fingerprint=fingerprint))
 
     def _refuse(self, fault_id: str, reason: str, remedy: str = "") -> None:
+        self._copy.keep_if_new("controller", "fault.inject", fault_id, "refused", reason)
         outcome = fault_pb2.OrderReply.REFUSED
         reply = fault_pb2.OrderReply(fault_id=fault_id, outcome=outcome, reason=reason, remedy=remedy)
         self._outbox.put(fleet_pb2.AgentMessage(reply=reply))
@@ -317,6 +334,9 @@ class Agent:
     def _from_injector(self, message: injector_pb2.FromInjector) -> None:
         match message.WhichOneof("body"):
             case "reply":
+                if message.reply.outcome == fault_pb2.OrderReply.REFUSED:
+                    fault_id, reason = message.reply.fault_id, message.reply.reason
+                    self._copy.keep_if_new("controller", "fault.inject", fault_id, "refused", reason)
                 self._outbox.put(fleet_pb2.AgentMessage(reply=message.reply))
             case "report":
                 self._outbox.put(fleet_pb2.AgentMessage(report=message.report))
