@@ -3,11 +3,12 @@
 import asyncio
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
-from brownout_agent.agent.identity import JoinError, load, new_key, request_for
+from brownout_agent.agent.identity import JoinError, load, new_key, request_for, save_membership
 from brownout_agent.agent.joining import join
 from brownout_agent.agent.trust import SERVER_NAME, controllers_of
 from brownout_agent.kernel.clock import boottime_ns
@@ -16,7 +17,7 @@ from brownout_controller.fleet.authority import Authority, Peer, read_request
 from brownout_controller.serving import Controller
 from brownout_protos.v1 import fleet_pb2, fleet_pb2_grpc
 
-from tests.support.fleets import BIN, agent, agent_id, controller, injector, joined, membership, said, until
+from tests.support.fleets import BIN, Entries, agent, agent_id, controller, injector, joined, membership, said, until
 
 
 def test_an_agent_joins_by_token_and_pin_and_its_clock_is_measured(tmp_path: Path) -> None:
@@ -171,6 +172,32 @@ def test_two_agents_with_one_name_are_told_so_and_the_first_one_stays(tmp_path: 
                     await said(second, "another agent is connected as `app-1`; give each host its own --name")
                 assert [host.agent_id for host in serving.fleet.connected] == [agent_id(first)]
                 assert "another agent" in serving.fleet.turned_away["app-1"]
+
+    asyncio.run(story())
+
+
+def test_who_has_the_key_of_one_host_cannot_come_as_another_that_is_away(tmp_path: Path) -> None:
+    async def story() -> None:
+        audit = Entries()
+        async with controller(tmp_path / "c", auditor=audit) as serving:
+            stolen, other = (
+                await joined(serving, tmp_path / "a", "web-1"),
+                await joined(serving, tmp_path / "b", "db-1"),
+            )
+            for folder in (stolen, other):
+                async with agent(folder):
+                    assert await serving.fleet.wait_for(1, 15)
+            identity = load(stolen)
+            save_membership(stolen, replace(identity.membership, name="db-1"))
+            async with agent(stolen):
+                await said(stolen, "this agent is host `web-1`, and not `db-1`")
+                assert serving.fleet.connected == []
+            async with agent(other):
+                assert await serving.fleet.wait_for(1, 15)
+                assert [host.agent_id for host in serving.fleet.connected] == [agent_id(other)]
+            refusals = [entry.actor for entry in audit.refusals("agent.session")]
+            assert set(refusals) == {f"agent:{agent_id(stolen)}"}
+            assert {line.agent_id: line.host for line in serving.identities.agents()}[agent_id(stolen)] == "web-1"
 
     asyncio.run(story())
 

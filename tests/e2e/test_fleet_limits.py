@@ -197,6 +197,22 @@ def test_an_absurd_message_ends_the_stream_with_the_field_and_is_audited(
     asyncio.run(story())
 
 
+def test_who_says_megabytes_and_nothing_of_its_clock_is_cut_off_before_they_are_many(tmp_path: Path) -> None:
+    async def story() -> None:
+        audit = Entries()
+        async with controller(tmp_path / "c", auditor=audit) as serving:
+            residue = ["x" * limits.TEXT_CHARACTERS] * (limits.MESSAGE_BYTES // limits.TEXT_CHARACTERS - 1)
+            message = Message(report=fault_pb2.FaultReport(fault_id="f", residue=residue))
+            async with welcomed(await identity(serving, tmp_path / "a")) as call:
+                for _ in range(limits.HELD_BYTES // message.ByteSize() + 1):  # one more would meet an ended call
+                    await call.write(message)
+                assert (await ended(call)).code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert "and no answer about its clock" in audit.refusals("agent.session")[0].reason
+            await served(serving, tmp_path / "b", "app-2")
+
+    asyncio.run(story())
+
+
 def test_a_flood_of_one_agent_is_slowed_and_another_notices_nothing(tmp_path: Path) -> None:
     async def story() -> None:
         async with controller(tmp_path / "c") as serving:

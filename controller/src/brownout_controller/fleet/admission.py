@@ -46,6 +46,18 @@ class Admission:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         return peer
 
+    async def named(self, context: Context, action: str, peer: Peer, host: str) -> None:
+        """An agent is the host as which it came first, and no other: who has its key must not be given the orders of
+        another host, nor tell what became of them, while that one is away or at another controller."""
+        try:
+            first = await asyncio.to_thread(self._identities.host_of, peer.agent_id)
+        except StoreError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        if first not in {None, host}:
+            reason = f"this agent is host `{first}`, and not `{host}`; next: join again with the other --name"
+            await self.strike(context, peer.agent_id)
+            await self.refuse(context, action, actor_of(peer.agent_id), reason)
+
     async def refuse(
         self,
         context: Context,

@@ -28,6 +28,8 @@ MESSAGES_PER_S = 500.0
 and HTTP/2's flow control holds back the rest at its end; other agents notice nothing."""
 MESSAGES_BURST = 4_000.0
 """What an agent may say at once: it keeps up to 2,000 sample messages while the controller is away."""
+HELD_BYTES = 48 * 1024 * 1024
+"""Of what an agent says before its clock is known. An honest one may come back with 2,000 sample messages of 20 KiB."""
 TEXT_CHARACTERS = 4_096
 """The rest of a text is cut off before it is kept. Reasons and traces fit; a megabyte of log does not."""
 NAME_CHARACTERS = 63

@@ -20,7 +20,7 @@ from brownout_controller.fleet.authority import Authority, Peer, RequestRefused,
 from brownout_controller.fleet.clocks import ClockEstimate
 from brownout_controller.fleet.flow import Allowance
 from brownout_controller.fleet.knocks import Knocks
-from brownout_controller.fleet.limits import CHALLENGE_S, HELLO_S, MESSAGES_BURST, MESSAGES_PER_S
+from brownout_controller.fleet.limits import CHALLENGE_S, HELD_BYTES, HELLO_S, MESSAGES_BURST, MESSAGES_PER_S
 from brownout_controller.fleet.ownership import Ownership, stop_strays
 from brownout_controller.fleet.screening import Absurd, named_id, screen
 from brownout_controller.fleet.sessions import LEASE_MS, RENEW_EVERY_MS, Arrival, Fleet, HostState
@@ -28,7 +28,6 @@ from brownout_controller.language.experiment import CONTROLLER
 from brownout_controller.store.database import StoreError
 from brownout_controller.store.identities import Identities, IdentityRefused, TokenRefused
 
-_HELD_MAX = 10_000
 _LET_GO_S = 0.5
 """How long an agent that was cut off may take to read why."""
 
@@ -105,6 +104,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         self._knocks.answer()
         peer = await self._admission.admitted(context, "agent.session")
         hello = await self._greeting(peer, request_iterator, context)
+        await self._admission.named(context, "agent.session", peer, hello.host)
         await self._challenge(peer, context)
         epoch = await self._take(peer, context)
         host = await self._admit(peer, hello, context)
@@ -211,6 +211,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
     ) -> None:
         """Pass on what the agent says. What it says before its clock is known waits: it has no place in time yet."""
         held: list[fleet_pb2.AgentMessage] = []
+        held_bytes = 0
         allowance = Allowance(MESSAGES_PER_S, MESSAGES_BURST)
         try:
             async for message in messages:
@@ -222,12 +223,13 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
                 if message.HasField("hello"):
                     self._stop_strays(host, session)
                 held.append(message)
+                held_bytes += message.ByteSize()
                 if host.clock.best(now_ns) is not None:
-                    ready, held = held, []
+                    ready, held, held_bytes = held, [], 0
                     for one in ready:
                         self._fleet.arrive(Arrival(host, now_ns, message=one))
-                elif len(held) > _HELD_MAX:
-                    return
+                elif held_bytes > HELD_BYTES:
+                    raise Absurd(f"{held_bytes} bytes, and no answer about its clock among them")
                 await allowance.take()
         except Absurd as error:
             session.cut(str(error), grpc.StatusCode.INVALID_ARGUMENT)
@@ -244,7 +246,8 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         screen(message)
         if message.HasField("hello"):
             another = message.hello.host if message.hello.host != host.name else ""
-            await self._note_seen(session.peer, message.hello)
+            if not another:
+                await self._note_seen(session.peer, message.hello)
         else:
             order = named_id(message)
             another = order if self._fleet.ordered_to(order) not in {None, session.peer.agent_id} else ""

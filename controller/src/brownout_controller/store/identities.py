@@ -179,6 +179,11 @@ class Identities:
         with self._database.writing() as connection:
             connection.execute(update(_AGENTS).where(_AGENTS.c.agent_id == agent_id).values(values))
 
+    def host_of(self, agent_id: str) -> str | None:
+        """Which host an agent said it was; None while it was never here."""
+        with self._database.reading() as connection:
+            return connection.execute(select(_AGENTS.c.host).where(_AGENTS.c.agent_id == agent_id)).scalar()
+
     def agents(self) -> list[AgentLine]:
         """Every agent that was ever enrolled, the latest first."""
         columns = [_AGENTS.c[name] for name in AgentLine.__slots__]
