@@ -3,15 +3,17 @@
 # make bench   figures beside the yardsticks' (stress-ng, fio)
 # make bench-no-shell   every program that the suite executes, by strace: no shell among those that are ours
 # make bench-death-matrix   every fault x whatever may die, some 40 minutes, goes on where it stopped: docs/death-matrix.md
+# make bench-crash-points   a kill at every system call of every fault's life, goes on where it stopped: docs/crash-points.md
+# make bench-fuzz   a million hostile inputs at the injector's socket: docs/fuzzing.md
 # Each sets up what it needs and does nothing twice. All of them leave .venv/bin/brownout behind.
 
 PYTHON ?= python3
 UV := .tools/bin/uv
 BIN := .venv/bin
 LOCK := uv.lock pyproject.toml $(wildcard */pyproject.toml)
-BENCHES = $(sort $(filter-out __init__ death_matrix,$(basename $(notdir $(wildcard tests/bench/*.py)))))
+BENCHES = $(sort $(filter-out __init__ death_matrix crash_points fuzz,$(basename $(notdir $(wildcard tests/bench/*.py)))))
 
-.PHONY: demo test check bench bench-no-shell bench-death-matrix protos install clean
+.PHONY: demo test check bench bench-no-shell bench-death-matrix bench-crash-points bench-fuzz protos install clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -43,6 +45,14 @@ bench-no-shell: .venv/.development
 bench-death-matrix: .venv/.development
 	@$(PYTHON) tools/packages.py bench
 	@$(BIN)/python -m tests.bench.death_matrix
+
+bench-crash-points: .venv/.development
+	@$(PYTHON) tools/packages.py bench
+	@$(BIN)/python -m tests.bench.crash_points
+
+bench-fuzz: .venv/.development
+	@$(PYTHON) tools/packages.py bench
+	@$(BIN)/python -m tests.bench.fuzz
 
 protos: $(UV)
 	@$(UV) run --quiet --no-project --isolated --with-requirements protos/generator.txt python protos/generate.py

@@ -13,7 +13,7 @@ import pytest
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Host, Record, Refusal
 from brownout_agent.kernel import ptrace
-from brownout_agent.kernel.processes import key_of, read_stat, send_signal
+from brownout_agent.kernel.processes import all_pids, key_of, read_stat, send_signal
 
 from tests.support.faultbench import held
 
@@ -74,6 +74,20 @@ def beating(*words: str) -> Iterator[Beating]:
 
 def test_the_host_can_pause_and_finding_that_out_leaves_nothing() -> None:
     assert catalogue()["process.pause"].detect(Host()).able
+
+
+def test_asking_whether_it_can_be_done_leaves_no_zombie() -> None:
+    fault = catalogue()["process.pause"]
+    before = children()
+    for _ in range(5):
+        fault.detect(Host())
+    assert children() == before
+
+
+def children() -> set[int]:
+    """Ours, the dead that nobody has waited for included."""
+    stats = ((pid, read_stat(pid)) for pid in all_pids())
+    return {pid for pid, stat in stats if stat is not None and stat.parent_pid == os.getpid()}
 
 
 def test_every_thread_stands_still_inside_and_runs_on_after() -> None:

@@ -5,6 +5,7 @@ being refused. A traced stop (ptrace) and not SIGSTOP: when its holder dies, the
 A system call in which they blocked may return EINTR then, as after SIGSTOP and SIGCONT (signal(7)).
 """
 
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from brownout_agent.faults.contract import ABLE, Capability, Effect, Facts, Fault, Hold, Host, Meter, Record, Refusal
 from brownout_agent.faults.process_match import ProcessParameters, match
 from brownout_agent.kernel import ptrace
-from brownout_agent.kernel.processes import ProcessKey, is_alive, read_stat
+from brownout_agent.kernel.processes import ProcessKey, is_alive, key_of, read_stat, send_signal, wait_dead
 
 _STOP_TIMEOUT_S = 5.0
 _RESUME_TIMEOUT_S = 2.0
@@ -47,7 +48,11 @@ class ProcessPause(Fault[PauseParameters]):
                     False, f"ptrace is refused: {error}", "allow ptrace in the injector's seccomp profile"
                 )
             finally:
-                trial.kill()
+                # Not by Popen.kill, which looks first, is told of the stop, takes it for the end, and leaves a zombie.
+                key = key_of(trial.pid)
+                assert key is not None, "an unreaped child has an entry in /proc"
+                send_signal(key, signal.SIGKILL)
+                wait_dead([key], _STOP_TIMEOUT_S)
         return ABLE
 
     def prepare(self, parameters: PauseParameters, host: Host) -> Facts:
