@@ -5,15 +5,17 @@
 # make bench-death-matrix   every fault x whatever may die, some 40 minutes, goes on where it stopped: docs/death-matrix.md
 # make bench-crash-points   a kill at every system call of every fault's life, goes on where it stopped: docs/crash-points.md
 # make bench-fuzz   a million hostile inputs at the injector's socket: docs/fuzzing.md
+# make bench-bad-input   every test that the catalogue of bad input names: docs/bad-input.md
+# make bench-mutation   small mistakes in what decides, and whether the tests notice them: docs/mutation.md
 # Each sets up what it needs and does nothing twice. All of them leave .venv/bin/brownout behind.
 
 PYTHON ?= python3
 UV := .tools/bin/uv
 BIN := .venv/bin
 LOCK := uv.lock pyproject.toml $(wildcard */pyproject.toml)
-BENCHES = $(sort $(filter-out __init__ death_matrix crash_points fuzz,$(basename $(notdir $(wildcard tests/bench/*.py)))))
+BENCHES = $(sort $(filter-out __init__ death_matrix crash_points fuzz bad_input,$(basename $(notdir $(wildcard tests/bench/*.py)))))
 
-.PHONY: demo test check bench bench-no-shell bench-death-matrix bench-crash-points bench-fuzz protos install clean
+.PHONY: demo test check bench bench-no-shell bench-death-matrix bench-crash-points bench-fuzz bench-bad-input bench-mutation protos install clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -53,6 +55,14 @@ bench-crash-points: .venv/.development
 bench-fuzz: .venv/.development
 	@$(PYTHON) tools/packages.py bench
 	@$(BIN)/python -m tests.bench.fuzz
+
+bench-bad-input: .venv/.development
+	@$(PYTHON) tools/packages.py test
+	@$(BIN)/python -m tests.bench.bad_input
+
+bench-mutation: .venv/.development
+	@$(PYTHON) tools/packages.py test
+	@$(BIN)/python tools/mutation.py
 
 protos: $(UV)
 	@$(UV) run --quiet --no-project --isolated --with-requirements protos/generator.txt python protos/generate.py

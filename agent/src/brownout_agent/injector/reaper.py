@@ -53,7 +53,7 @@ def reap(journal: Journal) -> Reaped:
 
 def undo_all(entries: Iterable[Entry]) -> dict[str, tuple[str, ...]]:
     """Undo entries side by side, so that none keeps another on; what is left of each, by id. Within UNDO_TIMEOUT_S."""
-    undos = {entry.fault_id: in_thread(partial(undo_entry, entry)) for entry in entries}
+    undos = {entry.fault_id: in_thread(partial(undo_entry, entry), or_here=True) for entry in entries}
     wait(undos.values(), UNDO_TIMEOUT_S)
     hangs = (f"its undo has not come back after {UNDO_TIMEOUT_S:g} s",)
     return {fault_id: tuple(undo.result()) if undo.done() else hangs for fault_id, undo in undos.items()}

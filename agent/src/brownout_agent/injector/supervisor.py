@@ -167,7 +167,7 @@ class Supervisor:
         entries = [entry for entry in self._journal.unfinished if entry.fault_id not in self._live]
         if not entries:
             return []
-        left = await asyncio.wrap_future(in_thread(partial(undo_all, entries)))
+        left = await asyncio.wrap_future(in_thread(partial(undo_all, entries), or_here=True))
         for entry in note_reaped(self._journal, left):
             self._past[entry.fault_id] = past_status(entry)
             self._tell(self._past[entry.fault_id])
@@ -353,7 +353,8 @@ class Supervisor:
     def _undo(self, live: Live) -> None:
         if live.undo is None:
             keys = live.holder.keys if live.holder else ()
-            live.undo = in_thread(partial(_read_and_undo, live.readings, live.fault, live.as_record(), keys))
+            undoing = partial(_read_and_undo, live.readings, live.fault, live.as_record(), keys)
+            live.undo = in_thread(undoing, or_here=True)
         self._start(live, self._see_undone(live, live.undo))
 
     async def _see_undone(self, live: Live, undo: Future[list[str]]) -> None:
