@@ -4,10 +4,11 @@ import os
 
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # before grpc is imported: children are spawned, never forked
 
+import errno
 import io
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -122,21 +123,32 @@ def options(
 
 
 def main() -> None:
-    """Entry point. A closed pipe on stdout (`| head`) is no error, nor is a terminal that lacks a letter."""
+    """Entry point. A closed pipe on stdout (`| head`) is no error, nor a terminal that lacks a letter; a full disk is."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    stdout = sys.stdout
+    stdout, code = sys.stdout, None
     try:
-        app()
-    except SystemExit as ended:
-        # Typer ends with 1 when the pipe is closed, and then has put a stdout of its own in place.
-        code = ended.code if sys.stdout is stdout else 0
         try:
-            stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
-        raise SystemExit(code) from None
+            app()
+        except SystemExit as ended:
+            # Typer ends with 1 when the pipe is closed, and then has put a stdout of its own in place.
+            code = ended.code if sys.stdout is stdout else 0
+        stdout.flush()
+    except BrokenPipeError:
+        _let_go_of(stdout)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _let_go_of(stdout)
+        print(f"brownout: the answer could not be written: {error.strerror}", file=sys.stderr)
+        code = code or 1
+    raise SystemExit(code)
+
+
+def _let_go_of(stdout: TextIO) -> None:
+    """Nothing more is written there, not even at the interpreter's end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
 
 
 if __name__ == "__main__":
