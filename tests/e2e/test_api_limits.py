@@ -1,5 +1,6 @@
 """The API's bounds against the real server over real TLS: too much, too fast, too slow, from elsewhere, not JSON."""
 
+import contextlib
 import json
 import socket
 import ssl
@@ -346,6 +347,19 @@ def test_silent_sockets_are_dropped_before_the_handshake_while_others_are_served
     finally:
         for stream in silent:
             stream.close()
+
+
+def test_one_address_without_a_token_cannot_take_every_connection_and_keep_a_halt_out(api: ApiServer) -> None:
+    halting = api.token("ann")
+    host, port = api.url.removeprefix("https://").removesuffix("/api/v1").split(":")
+    with contextlib.ExitStack() as held:
+        for _ in range(server.CONNECTIONS_MAX):
+            raw = socket.create_connection((host, int(port)), timeout=30, source_address=("127.0.0.66", 0))
+            with contextlib.suppress(OSError):  # hung up on
+                held.enter_context(api.tls.wrap_socket(raw, server_hostname=host))
+        with api.client(halting) as client:
+            assert client.post("/lever/pull").status_code == 200
+            assert client.post("/lever/release").status_code == 200
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2])

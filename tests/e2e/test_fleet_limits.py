@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import resource
 import socket
 import ssl
 import time
@@ -117,6 +118,19 @@ def test_300_silent_sockets_are_dropped_in_6_s_while_others_are_served_and_are_w
             await until(lambda: bool(audit.refusals("agent.connect")))
 
     asyncio.run(story())
+
+
+def test_a_controller_takes_the_descriptors_that_its_connections_need(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with controller(tmp_path / "c"):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= min(limits.CONNECTIONS, hard)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1_024, hard), hard))
+    try:
+        asyncio.run(story())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def _dropped(reader: asyncio.StreamReader) -> float:

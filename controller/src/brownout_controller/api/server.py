@@ -23,6 +23,8 @@ KEEP_ALIVE_S = 15
 STALLED_S = 20.0
 """Whoever takes nothing of an answer for so long has gone, or wants to hold us up."""
 CONNECTIONS_MAX = 500
+CONNECTIONS_AN_ADDRESS = 100
+"""So one address, which needs no token to connect, cannot keep out who wants to halt something."""
 SEND_BUFFER_BYTES = 256 * 1024
 """Of the kernel, for each connection: what is in there counts as sent."""
 RENEW_EVERY_S = 24 * 3600.0
@@ -41,6 +43,10 @@ class PatientProtocol(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """A connection; a request must come soon."""
         super().connection_made(transport)
+        alike = [one for one in self.connections if isinstance(one, PatientProtocol) and one.address == self.address]
+        if len(alike) > CONNECTIONS_AN_ADDRESS:
+            transport.abort()
+            return
         self._expect_headers()
 
     def data_received(self, data: bytes) -> None:
@@ -66,6 +72,11 @@ class PatientProtocol(H11Protocol):
         self._forget_headers()
         self._forget_stall()
         super().connection_lost(exc)
+
+    @property
+    def address(self) -> str:
+        """Whence it comes, without the port."""
+        return self.client[0] if self.client else ""
 
     @property
     def _idle(self) -> bool:

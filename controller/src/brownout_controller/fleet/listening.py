@@ -1,6 +1,7 @@
 """The listening side of a controller: two ports, since only enrolment may come without a certificate."""
 
 import datetime
+import resource
 import threading
 
 import grpc
@@ -8,7 +9,7 @@ from brownout_protos.v1 import fleet_pb2_grpc
 
 from brownout_controller.fleet.authority import SERVER_LIFE, Authority
 from brownout_controller.fleet.knocks import Knocks
-from brownout_controller.fleet.limits import SERVER_OPTIONS
+from brownout_controller.fleet.limits import CONNECTIONS, SERVER_OPTIONS
 
 _STOP_GRACE_S = 3.0
 
@@ -28,6 +29,7 @@ class FleetServer:
         Raises:
             OSError: an address cannot be bound.
         """
+        _make_room()
         initial = self._shown.mutual()
         mutual = grpc.dynamic_ssl_server_credentials(initial, self._knock, require_client_authentication=True)
         enrolment = grpc.dynamic_ssl_server_credentials(
@@ -48,6 +50,15 @@ class FleetServer:
     def _knock(self) -> grpc.ServerCertificateConfiguration:
         self._knocks.begin()
         return self._shown.mutual()
+
+
+def _make_room() -> None:
+    """Take descriptors for all those connections, as far as this process may. With the usual 1,024 a thousand silent
+    sockets would leave none for the database."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * CONNECTIONS if hard == resource.RLIM_INFINITY else min(2 * CONNECTIONS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _Shown:
