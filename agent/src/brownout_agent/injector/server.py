@@ -214,7 +214,13 @@ class Door:
     async def _inject(self, inject: fault_pb2.Inject, caller: _Caller) -> fault_pb2.OrderReply:
         assert self.supervisor is not None
         try:
-            await self.supervisor.inject(read_order(inject, caller.agent_id), self._host(caller))
+            order, host = read_order(inject, caller.agent_id), self._host(caller)
+        except OSError as error:
+            return _refused(inject.fault_id, Refusal(f"this host could not be looked at: {error}"))
+        except Refusal as refusal:
+            return _refused(inject.fault_id, refusal)
+        try:
+            await self.supervisor.inject(order, host)
         except Refusal as refusal:
             return _refused(inject.fault_id, refusal)
         return _REPLY(fault_id=inject.fault_id, outcome=_REPLY.ACCEPTED)
