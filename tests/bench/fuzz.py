@@ -22,21 +22,23 @@ _MIB = 2**20
 def document(storm: Storm) -> str:
     """The page."""
     resident = [sample // _MIB for sample in storm.resident_bytes]
+    pace = f"{storm.seconds:.0f} s, {storm.total / storm.seconds:,.0f} a second"
+    growth = f"its highest {storm.growth_bytes() / _MIB:+.1f} MiB from the first half to the second"
     lines = [
         "# Fuzzing the injector's socket",
         "",
         "<!-- written by `make bench-fuzz`; edits are lost -->",
         "",
-        "Whoever is root or the agent's user may speak to the injector, so it must take anything from them. Inputs are",
-        "made from the messages' own descriptors with values from the edges of every field, then, some of them, broken",
-        "on the wire. The policy allows every fault, at hours that are over: orders are read, checked and refused at the",
-        "last rule, and nothing may ever be applied. Rules, queueing disciplines and processes are read from the kernel",
+        "Whoever is root or the agent's user may speak to the injector, so it must take anything from them. Inputs",
+        "are made from the messages' own descriptors with values from the edges of every field; some are then broken on the",
+        "wire. The policy allows every fault, at hours that are over: orders are read, checked and refused at the last",
+        "rule, and nothing may ever be applied. Rules, queueing disciplines and processes are read from the kernel",
         "before and after; the journal may name no fault, and the log no traceback.",
         "",
-        f"**{storm.total:,} inputs over {storm.connections:,} connections, seed {storm.seed}: no crash, nothing applied.**",
-        f"{storm.seconds:.0f} s, {storm.total / storm.seconds:,.0f} a second, on Linux {platform.release()}. Memory",
-        f"{min(resident)} to {max(resident)} MiB, its highest {storm.growth_bytes() / _MIB:+.1f} MiB from first half to",
-        f"second; {storm.descriptors[0]} descriptors at first, {storm.descriptors[-1]} at last.",
+        f"**{storm.total:,} inputs over {storm.connections:,} connections: no crash, nothing applied.**",
+        f"Seed {storm.seed}; {pace}, on Linux {platform.release()}.",
+        f"Memory {min(resident)} to {max(resident)} MiB, {growth};",
+        f"{storm.descriptors[0]} descriptors at first, {storm.descriptors[-1]} at last.",
         "",
         "| sent | times | | answered | times |",
         "|---|---|---|---|---|",
