@@ -2,6 +2,8 @@
 
 import pytest
 from brownout_controller.access.approvals import (
+    APPROVAL_TTL_MAX_S,
+    APPROVAL_TTL_S,
     Approval,
     Blast,
     BlastLimit,
@@ -221,3 +223,43 @@ def test_an_approval_does_not_widen_where_somebody_may_start() -> None:
     assert may_start(someone, IN_STAGING, Blast(1, 8), BlastLimit(), True).allowed
     assert not may_start(someone, Place("staging", (APP_1, DB_1)), Blast(1, 8), BlastLimit(), True).allowed
     assert not may_start(someone, Place("prod", (APP_1,)), Blast(1, 8), BlastLimit(), True).allowed
+
+
+def test_an_approval_counts_from_the_very_instant_at_which_it_is_given_for_a_day_or_a_week_at_most() -> None:
+    assert approval(given_ns=5 * NS).good(5 * NS)
+    assert not approval(given_ns=5 * NS).good(5 * NS - 1)
+    assert (APPROVAL_TTL_S, APPROVAL_TTL_MAX_S) == (86_400, 604_800)
+    assert Blast(0, 0).percent == 0.0
+
+
+def test_a_grant_reads_as_its_role_and_where_it_holds() -> None:
+    assert str(Grant(Role.VIEWER)) == "viewer in every environment"
+    assert str(Grant(Role.AUTHOR, frozenset({"staging", "prod"}), APP)) == f"author in prod, staging on {APP}"
+
+
+def test_whether_somebody_has_a_permission_is_asked_anywhere_or_in_an_environment() -> None:
+    someone = principal(Grant(Role.AUTHOR, STAGING), Grant(Role.VIEWER))
+    assert someone.token_id == ""
+    has = [someone.has(Permission.RUN_START, environment) for environment in (None, "staging", "prod")]
+    assert has == [True, True, False]
+    assert someone.has(Permission.RUN_READ, "prod") is True
+
+
+def test_a_refusal_says_who_may_or_where_somebody_may_not() -> None:
+    viewer = principal(Grant(Role.VIEWER, STAGING), Grant(Role.AUTHOR, STAGING, APP))
+    assert decide(viewer, Permission.APPROVAL_GIVE, IN_STAGING).reason.endswith("; these may: approver")
+    assert decide(viewer, Permission.RUN_HALT, IN_STAGING).reason == ""
+    assert decide(principal(Grant(Role.HALTER)), Permission.RUN_START, IN_STAGING).reason.endswith("operator, author")
+    assert "environment `" not in decide(viewer, Permission.RUN_READ, Place("")).reason
+    assert decide(viewer, Permission.RUN_READ, Place("")).reason.endswith(
+        "not for what belongs to no known environment"
+    )
+    nameless = Place("staging", ({"role": "db"},))
+    assert decide(viewer, Permission.RUN_START, nameless).reason.endswith("not for a host")
+    limited = principal(Grant(Role.ADMIN, STAGING))
+    assert decide(limited, Permission.USER_MANAGE).reason.startswith("user.manage belongs to no environment")
+
+
+def test_a_token_keeps_the_grants_behind_one_that_it_leaves_out() -> None:
+    owned = (Grant(Role.VIEWER, frozenset({"prod"})), Grant(Role.AUTHOR, STAGING), Grant(Role.AUTHOR, STAGING))
+    assert narrowed(owned, None, STAGING) == (Grant(Role.AUTHOR, STAGING),)

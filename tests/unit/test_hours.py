@@ -51,3 +51,23 @@ def test_where_every_hour_is_open_the_longest_fault_fits_at_any_time() -> None:
         closes = always.open_until(now)
         assert closes is not None
         assert closes - now > timedelta(days=5)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"days": ["mon"], "from": "24:00", "to": "17:00", "tz": "UTC"},
+        {"days": ["mon"], "from": "09:00", "to": "17:00", "tz": "UTC", "until": "18:00"},
+        {"days": ["mon"], "from": "09:00", "to": "17:00", "tz": "x" * 300},
+    ],
+)
+def test_what_is_no_window_is_refused(written: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"no window|Extra inputs|no time zone"):
+        Hours.model_validate(written)
+
+
+def test_minutes_count_and_a_window_cannot_be_changed() -> None:
+    window = hours("mon", "09:15", "17:45")
+    assert [window.open_until(at(23, 9, minute)) for minute in (14, 15)] == [None, at(23, 17, 45)]
+    with pytest.raises(ValueError, match="frozen"):
+        window.end = "18:00"  # type: ignore[misc]

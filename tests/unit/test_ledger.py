@@ -80,3 +80,52 @@ def test_only_its_owner_may_read_or_write_it(tmp_path: Path) -> None:
     Ledger(tmp_path).take(1, NOW_NS, 0)
     assert stat.S_IMODE((tmp_path / "ledger").stat().st_mode) == 0o600
     assert os.listdir(tmp_path) == ["ledger"]  # noqa: PTH208 - names alone
+
+
+def test_a_day_has_86400_seconds_and_no_more_than_a_mebibyte_is_read(tmp_path: Path) -> None:
+    assert DAY_NS == 86_400 * 1_000_000_000
+    page = '{"epoch": 3, "begun_ns": []}'
+    (tmp_path / "ledger").write_text(page + " " * (2**20 - len(page)))
+    assert Ledger(tmp_path).epoch == 3
+    (tmp_path / "ledger").write_text(" " * (2**20 + 1 - len(page)) + page)
+    with pytest.raises(LedgerError, match="cannot be read"):
+        _ = Ledger(tmp_path).epoch
+
+
+@pytest.mark.parametrize(
+    "text", ['{"epoch": 1}', '{"epoch": null, "begun_ns": []}', "[" * 100_000, '{"epoch": Infinity, "begun_ns": []}']
+)
+def test_whatever_stands_there_is_an_error_and_no_crash(tmp_path: Path, text: str) -> None:
+    (tmp_path / "ledger").write_text(text)
+    with pytest.raises(LedgerError, match="cannot be read"):
+        _ = Ledger(tmp_path).epoch
+
+
+def test_a_page_is_synced_before_it_takes_its_name_and_the_folder_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, int]] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced.append((path.name, path.stat().st_size if path.is_file() else 0))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    Ledger(tmp_path).take(7, NOW_NS, 1)
+    size = (tmp_path / "ledger").stat().st_size
+    assert synced == [("ledger.new", size), (tmp_path.name, 0)]
+
+
+def test_a_page_that_could_not_be_written_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    ledger = Ledger(tmp_path)
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(LedgerError, match="No space left"):
+        ledger.take(1, NOW_NS, 0)
+    assert list(tmp_path.iterdir()) == []

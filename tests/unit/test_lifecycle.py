@@ -26,6 +26,7 @@ from brownout_agent.injector.lifecycle import (
     step,
 )
 from brownout_agent.kernel.processes import ProcessKey
+from brownout_protos.v1 import fault_pb2
 
 HOLDER = ProcessKey(4711, 99)
 EVENTS: tuple[Event, ...] = (
@@ -121,3 +122,29 @@ def test_late_events_change_nothing_when_a_fault_is_clean() -> None:
     clean = (Accepted(), Spawned(HOLDER), Applied(), End(Cause.DURATION), Undone(()))
     for event in EVENTS:
         assert step(walk(*clean)[0], event) == (Mark.CLEAN, ())
+
+
+@pytest.mark.parametrize(
+    "begun", [(Accepted(),), (Accepted(), Spawned(HOLDER)), (Accepted(), Spawned(HOLDER), Applied())]
+)
+def test_an_end_is_taken_in_every_state_before_the_undo_and_its_reason_is_told(begun: tuple[Event, ...]) -> None:
+    state, done = walk(*begun, End(Cause.HALTED, "lunch"))
+    assert state is Mark.UNDOING
+    assert done[-3:] == [Undo(), Note(Mark.UNDOING, cause=Cause.HALTED), Report("lunch")]
+    assert End(Cause.STOPPED) == End(Cause.STOPPED, "")
+
+
+def test_marks_and_reports_say_what_is_known_and_nothing_else() -> None:
+    _, done = walk(Accepted(), Spawned(HOLDER), Applied(), End(Cause.STOPPED), Undone(("a table", "a process")))
+    notes = [one for one in done if isinstance(one, Note)]
+    assert notes == [
+        Note(Mark.HELD, "", HOLDER, ()),
+        Note(Mark.ACTIVE, "", None, ()),
+        Note(Mark.UNDOING, "STOPPED", None, ()),
+        Note(Mark.RESIDUE, "", None, ("a table", "a process")),
+    ]
+    assert [one.message for one in done if isinstance(one, Report)] == ["", "", "", "a table; a process"]
+
+
+def test_causes_are_those_of_the_wire() -> None:
+    assert {cause.value for cause in Cause} == set(fault_pb2.EndCause.keys()) - {"END_CAUSE_UNSPECIFIED"}
