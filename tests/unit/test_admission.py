@@ -68,6 +68,10 @@ def test_an_order_is_read_field_by_field_in_seconds() -> None:
     assert read_order(written(), "me") == Order("id-1", "run-1", "staging", "cpu.load", parameters, 1.5, 0.25, 7)
 
 
+def test_an_order_without_an_epoch_has_the_lowest() -> None:
+    assert ORDER.epoch == fault_pb2.Inject().epoch == 0
+
+
 def test_an_order_for_another_agent_is_refused_by_both_names() -> None:
     with pytest.raises(Refusal, match="for agent `me`; the one that is attached here is `you`"):
         read_order(written(), "you")
@@ -166,7 +170,7 @@ def test_a_ledger_that_cannot_be_read_refuses_orders_and_owners(tmp_path: Path) 
     refused = refusal(asked)
     assert "cannot be kept" in refused.reason
     assert "forgets epochs and counts" in refused.remedy
-    assert not asked.is_owner(2**63)
+    assert asked.is_owner(2**63) is False
     with pytest.raises(Refusal, match="cannot be kept"):
         asked.take(ORDER)
 
