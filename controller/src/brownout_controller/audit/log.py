@@ -75,6 +75,7 @@ class AuditLog:
 
     def record_later(self, entry: AuditEntry) -> None:
         """Keep one entry as soon as can be; returns at once."""
+        log.info("to be audited: %s", entry)  # the program's log has it even if the database never answers again
         happened = {"happened_ns": str(time.time_ns())}
         self._queue.put(replace(entry, detail={**entry.detail, **happened}))
 
