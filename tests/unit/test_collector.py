@@ -7,7 +7,7 @@ from brownout_agent.observe import Change, Sample
 from brownout_controller.fleet.clocks import Exchange
 from brownout_controller.language import parse_experiment
 from brownout_controller.planning.fleet_view import HostView
-from brownout_controller.planning.plan import make_plan
+from brownout_controller.planning.plan import Plan, make_plan
 from brownout_controller.record import FaultOutcome, Series
 from brownout_controller.running.collector import Collector, RunFacts
 from brownout_controller.running.messages import Instance, State
@@ -35,10 +35,14 @@ def _collector() -> Collector:
     return make_collector()
 
 
-def make_collector() -> Collector:
+def make_plan_of_the_test() -> Plan:
     host = HostView("app-1", {"role": "app", "host": "app-1"}, "staging", frozenset({"cpu.load"}))
-    plan = make_plan(parse_experiment(TEXT), [host], seed=1)
-    return Collector(RunFacts("1", "somebody", plan, Timeline(wall_ns=0, monotonic_ns=0, boottime_ns=0)))
+    return make_plan(parse_experiment(TEXT), [host], seed=1)
+
+
+def make_collector() -> Collector:
+    timeline = Timeline(wall_ns=0, monotonic_ns=0, boottime_ns=0)
+    return Collector(RunFacts("1", "somebody", make_plan_of_the_test(), timeline))
 
 
 def series(collector: Collector) -> Series:

@@ -6,6 +6,7 @@ from operator import itemgetter
 from typing import Any
 
 from brownout_agent.observe import Change, Sample
+from brownout_agent.observing import MOST_WAITING
 from brownout_protos.v1 import fault_pb2
 
 from brownout_controller import __version__
@@ -17,6 +18,8 @@ from brownout_controller.running.machine import NO_HOST
 from brownout_controller.running.messages import Instance, State
 from brownout_controller.running.timeline import Timeline
 
+CHANGES_MAX = 10_000
+"""Of all watchers of a run. A backend of fifty servers that all go and come back a hundred times has as many."""
 _ENDED_EARLY = frozenset({"holder_died", "lease_lost", "shutdown", "reaped", "control_lost", "halted"})
 """A fault that ended so was not what the experiment asked for, whatever was measured of it until then."""
 _UNDO = {State.CLEAN: "clean", State.RESIDUE: "residue", State.REFUSED: "not_needed"}
@@ -77,6 +80,17 @@ class Collector:
         self.events: list[Event] = []
 
     # ---- taking in -----------------------------------------------------------------------------------------------
+
+    def has_room(self, observer: PlannedObserver, count: int = 1) -> bool:
+        """Whether as many samples or changes can be true: a host that says more than was asked would fill our memory.
+
+        A probe asks once an interval; what is late or of another clock stays below the questions that may wait.
+        """
+        if observer.is_watcher:
+            return len(self._changes) + count <= CHANGES_MAX
+        timeline = self._facts.timeline
+        due = (timeline.now() - timeline.wall_ns) / (observer.every_ms * 1_000_000)
+        return len(self._columns[observer.observer_id].rows) + count <= due + MOST_WAITING
 
     def samples(self, observer_id: str, samples: list[Sample], missed: int, clock: Exchange | None) -> None:
         """Samples of one probe, in any order, maybe twice; `clock` is the agent's, None for the controller's own."""

@@ -14,7 +14,7 @@ from brownout_controller.fleet.clocks import ClockEstimate
 from brownout_controller.language.experiment import CONTROLLER
 from brownout_controller.planning.plan import PlannedObserver
 from brownout_controller.record import Event, EventKind
-from brownout_controller.running.collector import Collector
+from brownout_controller.running.collector import CHANGES_MAX, Collector
 
 LAST_SAMPLES_TIMEOUT_S = 5.0
 _LOCAL_BATCH_S = 0.25
@@ -107,9 +107,7 @@ class Observation:
             case "samples" if observer := self._known(message.samples.observer_id):
                 self._take_samples(observer, message.samples, clock)
             case "watch" if observer := self._known(message.watch.observer_id):
-                change = _to_change(message.watch)
-                if event := self._collector.change(observer, change, clock.best_for(change.at_ns)):
-                    self._tell(event)
+                self._take_change(observer, _to_change(message.watch), clock)
             case "observer_error" if observer := self._known(message.observer_error.observer_id):
                 self._fail(observer, message.observer_error.message)
             case "observer_ended" if observer := self._known(message.observer_ended.observer_id):
@@ -144,8 +142,17 @@ class Observation:
         except ValueError as error:
             self._fail(observer, f"samples that cannot be read: {error}")
             return
+        if not self._collector.has_room(observer, len(samples)):
+            self._fail(observer, "its host tells of more questions than it was to ask; the rest is not taken")
+            return
         exchange = clock.best_for(min(sample.sent_ns for sample in samples)) if samples else None
         self._collector.samples(observer.observer_id, samples, message.missed, exchange)
+
+    def _take_change(self, observer: PlannedObserver, change: Change, clock: ClockEstimate) -> None:
+        if not self._collector.has_room(observer):
+            self._fail(observer, f"more than {CHANGES_MAX} changes were told in this run; the rest is not taken")
+        elif event := self._collector.change(observer, change, clock.best_for(change.at_ns)):
+            self._tell(event)
 
     def _fail(self, observer: PlannedObserver, why: str) -> None:
         """Say once that it cannot observe; the first reason tells most."""
