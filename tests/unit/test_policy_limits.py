@@ -172,3 +172,10 @@ def test_only_a_file_of_root_or_of_who_reads_it_counts() -> None:
         assert read_as_nobody(0) is not None
         assert read_as_nobody(NOBODY) is not None
         assert read_as_nobody(1) is None
+
+
+def test_a_ceiling_that_a_fault_does_not_have_hides_none_behind_it(tmp_path: Path) -> None:
+    rules = '{"*": {allow: true, max: {size: 1GiB, percent: 30}}}'
+    policy = write(tmp_path, f"version: 1\nenvironment: staging\nfaults: {rules}")
+    with pytest.raises(Refusal, match="at most 30"):
+        check(policy, "cpu.load", {"percent": 31})
