@@ -53,6 +53,7 @@ def revoke_token(token_id: TokenId, here: Here, caller: Annotated[Caller, needs(
     found = here.access.token(token_id)
     if found is None or (found[0].user != caller.user and not caller.may(Permission.TOKEN_MANAGE)):
         caller.missing(f"token {token_id}")
+    _refuse_for_others(caller, token_id)
     if not here.access.revoke_token(token_id):
         raise Problem(409, "revoked", f"token {token_id} was revoked before")
     return Response(status_code=204)
@@ -66,6 +67,19 @@ def _check_roles(roles: frozenset[Role] | None, owner: User) -> None:
     if roles is not None and (lacking := roles - has):
         why = f"{owner.name} has not the role {', '.join(sorted(lacking))}"
         raise Problem(422, "no-such-role", "the token could do nothing", why, "brownout users list")
+
+
+def _refuse_for_others(caller: Caller, token_id: str) -> None:
+    """A token for some roles or environments revokes itself only: stolen, it must not take from its owner what can do
+    more, as the token behind the glass.
+
+    Raises:
+        Problem: 403.
+    """
+    own = caller.token
+    narrow = own.roles is not None or own.environments is not None
+    if narrow and own.token_id != token_id and not caller.may(Permission.TOKEN_MANAGE):
+        caller.refuse(f"token {token_id}", "the token by which you ask is limited, and so revokes itself only")
 
 
 def _within(
