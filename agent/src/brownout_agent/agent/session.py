@@ -31,6 +31,7 @@ from brownout_agent.kernel.clock import boot_id, boottime_ns
 _SUCCEED_AFTER_S = (0.2, 1.0)
 _RESOLVE_EVERY_S = 30.0
 _SUCCESSOR_WITHIN_S = 1.0
+_FAULTS_TOLD = 200
 OBSERVERS_ALONE_S = 120.0
 """How long probes go on without a controller."""
 
@@ -57,6 +58,7 @@ class Agent:
         self._trials = ControlTrials(self._outbox.put, self._link.confirm)
         self._inspected = asyncio.Event()
         self._inspection = injector_pb2.Inspection()
+        self._faults: dict[str, fault_pb2.FaultReport] = {}
         self._greeted = False
         self._renew_now = asyncio.Event()
         self._epoch = _read_epoch(folder)
@@ -195,7 +197,7 @@ class Agent:
             labels=membership.labels,
             boot_id=boot_id(),
             capabilities=self._inspection.capabilities,
-            faults=self._inspection.faults,
+            faults=self._faults.values(),
             epoch_seen=self._epoch,
             policy=self._inspection.policy if self._link.attached else self._link.trouble,
             injector_attached=self._link.attached,
@@ -339,6 +341,7 @@ class Agent:
                     self._copy.keep_if_new("controller", "fault.inject", fault_id, "refused", reason)
                 self._outbox.put(fleet_pb2.AgentMessage(reply=message.reply))
             case "report":
+                self._note(message.report)
                 self._outbox.put(fleet_pb2.AgentMessage(report=message.report))
             case "halted":
                 self._outbox.put(fleet_pb2.AgentMessage(halted=message.halted))
@@ -348,11 +351,20 @@ class Agent:
                 self._trials.begin(message.control_trial)
             case "inspection":
                 self._inspection = message.inspection
+                self._faults = {report.fault_id: report for report in message.inspection.faults}
                 self._inspected.set()
                 if self._greeted:  # what the first Hello said of injector, policy and capabilities may have changed
                     self._outbox.put(fleet_pb2.AgentMessage(hello=self._hello()))
                 for report in message.inspection.faults:
                     self._outbox.put(fleet_pb2.AgentMessage(report=report))
+
+    def _note(self, report: fault_pb2.FaultReport) -> None:
+        """A controller that this host comes to is told how its faults stand, and not how they stood."""
+        self._faults.pop(report.fault_id, None)
+        self._faults[report.fault_id] = report
+        over = [one for one, known in self._faults.items() if known.state == fault_pb2.CLEAN]
+        for oldest in over[: max(len(self._faults) - _FAULTS_TOLD, 0)]:
+            del self._faults[oldest]
 
     def _say_lease(self) -> None:
         status = fleet_pb2.LeaseStatus(injector_attached=self._link.attached, detail=self._link.trouble)

@@ -30,8 +30,11 @@ async def serve(
     pair: Pairs | None,
     audit: Auditor,
     provider: Provider | None = None,
+    advertise: str = "",
 ) -> None:
     """Serve until SIGINT or SIGTERM. Without `pair` the authority makes the API's certificates.
+
+    `advertise` (HOST:PORT) is where agents of other controllers can reach this one.
 
     Raises:
         OSError: an address cannot be bound.
@@ -41,7 +44,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ending.set)
-    async with _serving(store, authority, listen, api, pair, audit, provider):
+    async with _serving(store, authority, listen, api, pair, audit, provider, advertise):
         await ending.wait()
         _say("ending: every run is halted and undone first")
 
@@ -55,9 +58,10 @@ async def _serving(
     pair: Pairs | None,
     audit: Auditor,
     provider: Provider | None,
+    advertise: str,
 ) -> AsyncIterator[None]:
     """Fleet, runs and API, ended in the other order: runs are undone while agents can still be spoken to."""
-    async with serve_fleet(store, authority, *listen, auditor=audit) as controller:
+    async with serve_fleet(store, authority, *listen, auditor=audit, advertise=advertise) as controller:
         runs = RunManager(controller.fleet, store, controller.controller_id, controller.lever)
         services = Services(controller, runs, audit, provider)
         token = first_admin(services.access)

@@ -12,9 +12,13 @@ from brownout_controller.audit.entry import AuditEntry, Auditor, Outcome
 from brownout_controller.audit.log import AuditLog, audit_log
 from brownout_controller.audit.logged import LogAuditor
 from brownout_controller.cli.output import fail
+from brownout_controller.cli.settings import authority_key
 from brownout_controller.exit_codes import ExitCode
+from brownout_controller.fleet.authority import AuthorityError
+from brownout_controller.fleet.shared_authority import bring_audit_key
 from brownout_controller.serving import authority_folder
 from brownout_controller.store.audit import AuditStore
+from brownout_controller.store.authorities import Authorities
 from brownout_controller.store.store import Store
 
 ORIGIN = "cli"
@@ -41,9 +45,9 @@ def local_entry(
 def local_audit(store: Store, data_dir: Path, export_to: Path | None = None) -> Iterator[AuditLog]:
     """The audit log of a data directory; ends the command with 4 when nothing in it can be signed."""
     try:
-        with audit_log(AuditStore(store.database), authority_folder(data_dir), export_to) as kept:
+        with _audit_log(store, data_dir, export_to) as kept:
             yield kept
-    except CheckpointError as error:
+    except (CheckpointError, AuthorityError) as error:
         fail(ExitCode.REFUSED, "audit-key", str(error))
 
 
@@ -53,8 +57,17 @@ def audit_of_stopping(store: Store, data_dir: Path) -> Iterator[Auditor]:
     with ExitStack() as held:
         kept: Auditor
         try:
-            kept = held.enter_context(audit_log(AuditStore(store.database), authority_folder(data_dir)))
-        except (CheckpointError, OSError) as error:
+            kept = held.enter_context(_audit_log(store, data_dir))
+        except (CheckpointError, AuthorityError, OSError) as error:
             log.error("the audit log cannot be sealed, so what is stopped now stands only here: %s", error)
             kept = LogAuditor()
+        yield kept
+
+
+@contextmanager
+def _audit_log(store: Store, data_dir: Path, export_to: Path | None = None) -> Iterator[AuditLog]:
+    folder = authority_folder(data_dir)
+    if store.database.folder is None:
+        bring_audit_key(folder, Authorities(store.database), authority_key())
+    with audit_log(AuditStore(store.database), folder, export_to) as kept:
         yield kept

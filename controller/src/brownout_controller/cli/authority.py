@@ -24,7 +24,7 @@ app = typer.Typer(help="The certificate authority of the cluster.", no_args_is_h
 def status(data_dir: DataDir = default_data_dir(), output: Output = Format.TABLE) -> None:
     """Which phase of a rotation it is in, and which agents have not come along with it."""
     with open_store(data_dir) as store:
-        authority = read_authority(data_dir)
+        authority = read_authority(data_dir, store)
         behind = _behind(authority, Identities(store.database).agents())
     rotation = authority.rotation
     row: dict[str, Any] = {
@@ -52,7 +52,7 @@ def rotate(
     Agents that have not come along are listed, and hold the next phase up: what they rest on ends with a later one.
     """
     with open_store(data_dir) as store, local_audit(store, data_dir) as audit:
-        authority = read_authority(data_dir)
+        authority = read_authority(data_dir, store)
         behind = [] if rollback else _behind(authority, Identities(store.database).agents())
         if behind and not force:
             _list(behind)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from brownout_controller.analysis.wording import counted
+from brownout_controller.audit.checkpoint import CheckpointError
 from brownout_controller.audit.entry import Auditor
 from brownout_controller.cli.auditing import local_audit
 from brownout_controller.cli.output import fail, progress
-from brownout_controller.cli.settings import database_url
+from brownout_controller.cli.settings import authority_key, database_url
 from brownout_controller.embedded import EmbeddedFailed, serve_one_machine
 from brownout_controller.exit_codes import ExitCode
 from brownout_controller.fleet.authority import Authority, AuthorityError
@@ -47,11 +48,11 @@ def open_store(data_dir: Path) -> Iterator[Store]:
         fail(ExitCode.REFUSED, "store", str(error), "make room, or choose another --data-dir")
 
 
-def read_authority(data_dir: Path) -> Authority:
-    """The authority of a data directory; ends the command with 4 when it cannot be trusted with keys."""
+def read_authority(data_dir: Path, store: Store) -> Authority:
+    """The authority of a data directory and its database; ends the command with 4 when it cannot be used."""
     try:
-        return open_authority(data_dir)
-    except AuthorityError as error:
+        return open_authority(data_dir, store.database, authority_key())
+    except (AuthorityError, CheckpointError) as error:
         fail(ExitCode.REFUSED, "authority", str(error))
 
 
@@ -79,7 +80,7 @@ async def _listen(access: Access, store: Store, stack: AsyncExitStack, audit: Au
     if not host or not port.isdecimal() or not int(port) < _PORTS:
         fail(ExitCode.USAGE, "usage", f"--listen {access.listen}: not HOST:PORT with a port below {_PORTS}")
     try:
-        authority = read_authority(access.data_dir)
+        authority = read_authority(access.data_dir, store)
         return await stack.enter_async_context(serve_fleet(store, authority, host, int(port), auditor=audit))
     except OSError as error:
         fail(ExitCode.UNREACHABLE, "cannot-listen", str(error), "choose another --listen")

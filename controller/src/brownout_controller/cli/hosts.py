@@ -47,7 +47,8 @@ def list_hosts(
     else:
         access = Access(data_dir, listen, wait_hosts, wait_timeout, pairs(label, "a label"))
         rows = asyncio.run(_ask(access, _describe))
-    show(rows, ("name", "labels", "version", "environment", "clock_error_ms", "policy"), output, "name")
+    where = ("controller",) if server is not None else ()
+    show(rows, ("name", "labels", "version", "environment", "clock_error_ms", *where, "policy"), output, "name")
 
 
 @app.command("agents")

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,9 +13,11 @@ from brownout_controller.api.first_admin import FIRST_TOKEN_TTL_S, FIRST_USER, a
 from brownout_controller.cli.auditing import local_audit, local_entry
 from brownout_controller.cli.fleet_access import open_store, read_authority
 from brownout_controller.cli.output import fail
-from brownout_controller.cli.settings import DataDir, default_data_dir, split_address
+from brownout_controller.cli.settings import DataDir, database_url, default_data_dir, split_address
 from brownout_controller.exit_codes import ExitCode
 from brownout_controller.fleet.authority import KeyPair
+from brownout_controller.fleet.shared_authority import AUTHORITY_KEY
+from brownout_controller.serving import WILDCARDS
 from brownout_controller.store.access import AccessStore
 
 if TYPE_CHECKING:
@@ -42,6 +45,24 @@ def start(
     api: Annotated[str, typer.Option("--api", metavar="HOST:PORT", help="for people and programs")] = "127.0.0.1:7780",
     tls_cert: Certificate = None,
     tls_key: Key = None,
+    advertise: Annotated[
+        str,
+        typer.Option(
+            "--advertise",
+            metavar="HOST:PORT",
+            help="where agents reach this controller, told to those of the others; --listen if left out",
+        ),
+    ] = "",
+    authority_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--authority-key",
+            metavar="FILE",
+            envvar=AUTHORITY_KEY,
+            readable=False,
+            help="several controllers on one PostgreSQL: the key that opens their authority there; the first makes it",
+        ),
+    ] = None,
     audit_export: Annotated[
         Path | None,
         typer.Option(
@@ -59,6 +80,8 @@ def start(
     """Serve until SIGTERM or Ctrl-C, which halts every run and undoes every fault first."""
     addresses = split_address(listen, "--listen"), split_address(api, "--api")
     pair = _pair_of_files(tls_cert, tls_key)
+    os.environ[AUTHORITY_KEY] = str(authority_file or "")  # where whoever opens the authority looks
+    _check_advertised(advertise, addresses[0][0])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     with open_store(data_dir) as store, local_audit(store, data_dir, audit_export) as audit:
         try:
@@ -66,7 +89,7 @@ def start(
 
             provider = _provider(oidc)
 
-            asyncio.run(serve(store, read_authority(data_dir), *addresses, pair, audit, provider))
+            asyncio.run(serve(store, read_authority(data_dir, store), *addresses, pair, audit, provider, advertise))
         except OSError as error:
             fail(ExitCode.UNREACHABLE, "cannot-listen", str(error), "choose another --listen or --api")
 
@@ -93,6 +116,19 @@ def print_admin_token(data_dir: DataDir = default_data_dir()) -> None:
             token = admin_token(access)
     print(token.text)
     typer.echo(f"Good for {FIRST_TOKEN_TTL_S // 3600} h; kept nowhere.", err=True)
+
+
+def _check_advertised(advertise: str, listen_host: str) -> None:
+    """Agents must be told of an address that leads here, or they cannot come when another controller dies."""
+    if advertise:
+        split_address(advertise, "--advertise")
+    elif database_url() and listen_host in WILDCARDS:
+        fail(
+            ExitCode.USAGE,
+            "usage",
+            f"--listen {listen_host} is every address of this machine, and agents of other controllers need one",
+            "--advertise HOST:PORT",
+        )
 
 
 def _provider(file: Path | None) -> "Provider | None":

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from brownout_controller.cli.output import Format
+from brownout_controller.fleet.shared_authority import AUTHORITY_KEY
 from brownout_controller.store.database import DATABASE_URL
 
 _PORTS = 65_535
@@ -24,6 +25,12 @@ def default_data_dir() -> Path:
 def database_url() -> str:
     """The PostgreSQL database to use, by `brownout --database` or its variable; "" for SQLite in the data folder."""
     return os.environ.get(DATABASE_URL, "")
+
+
+def authority_key() -> Path | None:
+    """The file that opens the authority of a shared database; None where nothing is said."""
+    named = os.environ.get(AUTHORITY_KEY, "")
+    return Path(named) if named else None
 
 
 def pairs(values: list[str], what: str) -> dict[str, str]:

@@ -32,8 +32,8 @@ def create(
     else:
         with open_store(data_dir) as store, local_audit(store, data_dir) as audit:
             audit.record(local_entry("host.enrol", "a join token", ttl_s=str(ttl)))
+            pin = read_authority(data_dir, store).pin
             token = Identities(store.database).create_token(ttl)
-        pin = read_authority(data_dir).pin
     join = f"brownout-agent join --controller HOST:PORT --token {token} --ca-pin {pin}"
     if output is Format.TABLE:
         print(join)

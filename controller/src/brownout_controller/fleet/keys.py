@@ -47,6 +47,15 @@ class Keys:
     generations: Mapping[int, Generation]
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the controllers of a cluster have in common."""
+
+    keys: Keys
+    audit_key_pem: bytes
+    """It signs the audit log's checkpoints: one log has one key, whoever writes it."""
+
+
 def rotation_document(rotation: Rotation, cluster: str) -> dict[str, Any]:
     """A rotation as it is kept."""
     return {
@@ -64,18 +73,23 @@ def rotation_of(document: Mapping[str, Any]) -> Rotation:
     return Rotation(Phase(document["phase"]), document["old"], document["new"], document["began_ns"])
 
 
-def seal(keys: Keys, key: bytes) -> bytes:
+def seal(shared: Shared, key: bytes) -> bytes:
     """Everything in one sealed piece."""
+    keys = shared.keys
     generations = {
         str(number): {_ROOT: one.root_pem.decode(), AGENTS: one.agents.pem.decode(),
                       CONTROLLERS: one.controllers.pem.decode()}
         for number, one in keys.generations.items()
     }  # fmt: skip
-    document = {"rotation": rotation_document(keys.rotation, keys.cluster), "generations": generations}
+    document = {
+        "rotation": rotation_document(keys.rotation, keys.cluster),
+        "generations": generations,
+        "audit_key": shared.audit_key_pem.decode(),
+    }
     return Fernet(key).encrypt(json.dumps(document).encode())
 
 
-def unseal(sealed: bytes, key: bytes) -> Keys:
+def unseal(sealed: bytes, key: bytes) -> Shared:
     """What was sealed with this key.
 
     Raises:
@@ -94,7 +108,8 @@ def unseal(sealed: bytes, key: bytes) -> Keys:
         )
         for number, one in document["generations"].items()
     }
-    return Keys(document["rotation"]["cluster"], rotation_of(document["rotation"]), generations)
+    keys = Keys(document["rotation"]["cluster"], rotation_of(document["rotation"]), generations)
+    return Shared(keys, document["audit_key"].encode())
 
 
 def is_key(text: bytes) -> bool:

@@ -10,10 +10,14 @@ from pathlib import Path
 from brownout_agent.agent.identity import write_durably
 from cryptography.fernet import Fernet
 
+from brownout_controller.audit.checkpoint import KEY_FILE, SealingKey
 from brownout_controller.fleet.authority import AGENT_LIFE, Authority, AuthorityError, read_own, rotation_path
-from brownout_controller.fleet.keys import Keys, WrongKey, is_key, seal, unseal
+from brownout_controller.fleet.keys import Keys, Shared, WrongKey, is_key, seal, unseal
 from brownout_controller.fleet.rotation import Rotation, RotationRefused
-from brownout_controller.store.authorities import Authorities
+from brownout_controller.store.authorities import Authorities, KeptAuthority
+
+AUTHORITY_KEY = "BROWNOUT_AUTHORITY_KEY"
+"""The environment variable that names the key file."""
 
 
 class FollowingAuthority(Authority):
@@ -51,11 +55,7 @@ class FollowingAuthority(Authority):
         )
 
     def _load(self) -> Keys:
-        kept = self._kept.kept()
-        if kept is None or kept.sealed is None:
-            raise AuthorityError("no authority is shared in this database; next: start its first controller with "
-                                 "--authority-key FILE")  # fmt: skip
-        return _open(kept.sealed, self._key)
+        return _shared_by_others(self._kept.kept(), self._key).keys
 
 
 class LeadingAuthority(Authority):
@@ -76,7 +76,7 @@ class LeadingAuthority(Authority):
         self._shared: Rotation | None = None
         sealed = claim(kept, self)
         if sealed is not None:
-            self._shared = _open(sealed, key).rotation
+            self._shared = _open(sealed, key).keys.rotation
         self._share()
 
     def refresh(self) -> bool:
@@ -92,7 +92,9 @@ class LeadingAuthority(Authority):
 
     def _share(self) -> None:
         if self._shared != self.rotation:
-            self._kept.keep(seal(self.keys, self._key))
+            SealingKey(self.folder)  # made, if this is its first use
+            audit_key_pem = read_own(self.folder / KEY_FILE)
+            self._kept.keep(seal(Shared(self.keys, audit_key_pem), self._key))
             self._shared = self.rotation
 
 
@@ -127,12 +129,40 @@ def shared(folder: Path, kept: Authorities, key_file: Path | None) -> Authority:
         authority = Authority(folder)
         claim(kept, authority)
         return authority
+    return FollowingAuthority(kept, _key_of(_named(key_file, found, folder), make=False))
+
+
+def bring_audit_key(folder: Path, kept: Authorities, key_file: Path | None) -> None:
+    """Put the cluster's audit key into the folder of a controller that does not have the authority's own.
+
+    Raises:
+        AuthorityError: it is not to be had; the text says what to do.
+        StoreError: the database does not answer.
+        OSError: it cannot be kept.
+    """
+    found = None if (folder / KEY_FILE).exists() or rotation_path(folder).exists() else kept.kept()
+    if found is None:
+        return
+    shared = _shared_by_others(found, _key_of(_named(key_file, found, folder), make=False))
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_durably(folder / KEY_FILE, shared.audit_key_pem)
+
+
+def _named(key_file: Path | None, found: KeptAuthority, folder: Path) -> Path:
     if key_file is None:
         raise AuthorityError(
-            f"this database is cluster {found.cluster}'s, whose keys are not in {folder}. Next: start with "
-            "--authority-key FILE, a copy of the one that its first controller was started with"
+            f"this database is cluster {found.cluster}'s, whose keys are not in {folder}. Next: give --authority-key "
+            f"FILE (or ${AUTHORITY_KEY}), a copy of the one that its first controller was started with"
         )
-    return FollowingAuthority(kept, _key_of(key_file, make=False))
+    return key_file
+
+
+def _shared_by_others(kept: KeptAuthority | None, key: bytes) -> Shared:
+    if kept is None or kept.sealed is None:
+        raise AuthorityError(
+            "no authority is shared in this database; next: start its first controller with --authority-key FILE"
+        )
+    return _open(kept.sealed, key)
 
 
 def _key_of(path: Path, make: bool) -> bytes:
@@ -148,7 +178,7 @@ def _key_of(path: Path, make: bool) -> bytes:
     return key
 
 
-def _open(sealed: bytes, key: bytes) -> Keys:
+def _open(sealed: bytes, key: bytes) -> Shared:
     try:
         return unseal(sealed, key)
     except WrongKey as error:

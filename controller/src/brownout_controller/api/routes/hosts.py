@@ -1,38 +1,35 @@
 """Hosts: who is connected, what each can do, and tokens by which others join."""
 
+import json
 from typing import Annotated, Any
 
+from brownout_controller.access.decisions import Place
 from brownout_controller.access.permissions import Permission
 from brownout_controller.api.gate import Caller, needs
-from brownout_controller.api.planning import place_of_host
 from brownout_controller.api.routes.common import Here, HostName, page, router
+from brownout_controller.api.services import Services
 from brownout_controller.api.shapes import NewJoinToken
-from brownout_controller.fleet.sessions import HostState
-from brownout_controller.running.hosts import view_of
+from brownout_controller.running.hosts import shown
 
 routes = router("hosts")
 
 
 @routes.get("/hosts")
 def list_hosts(here: Here, caller: Annotated[Caller, needs(Permission.HOST_READ)]) -> dict[str, Any]:
-    """The connected hosts that one may see."""
-    views = [(host, view_of(host)) for host in here.fleet.connected]
-    return page([_line(host) for host, view in views if caller.may(Permission.HOST_READ, place_of_host(view))])
+    """The connected hosts that one may see, and to which controller each is connected."""
+    rows = [row for row in _rows(here) if caller.may(Permission.HOST_READ, _place(row))]
+    return page([_line(row) for row in sorted(rows, key=lambda row: (row["name"], row["controller"]))])
 
 
 @routes.get("/hosts/{name}")
 def show_host(name: HostName, here: Here, caller: Annotated[Caller, needs(Permission.HOST_READ)]) -> dict[str, Any]:
     """One connected host, and what it can do."""
     subject = f"host {name}"
-    host = next((host for host in here.fleet.connected if host.name == name), None)
-    if host is None:
+    row = next((row for row in _rows(here) if row["name"] == name), None)
+    if row is None:
         caller.missing(subject)
-    caller.demand(place_of_host(view_of(host)), subject, Permission.HOST_READ)
-    able = [
-        {"kind": kind, "able": found.able, "reason": found.reason, "remedy": found.remedy}
-        for kind, found in sorted(host.able.items())
-    ]
-    return {**_line(host), "faults": able}
+    caller.demand(_place(row), subject, Permission.HOST_READ)
+    return row
 
 
 @routes.post("/join-tokens", status_code=201)
@@ -44,14 +41,18 @@ def create_join_token(
     return {"token": token, "ca_pin": here.controller.authority.pin, "ttl_s": body.ttl_s}
 
 
-def _line(host: HostState) -> dict[str, Any]:
-    view = view_of(host)
-    return {
-        "name": view.name,
-        "labels": dict(view.labels),
-        "version": view.agent_version,
-        "environment": view.environment,
-        "clock_error_ms": view.clock_error_ms,
-        "policy": view.policy,
-        "injector": view.injector_attached,
-    }
+def _rows(here: Services) -> list[dict[str, Any]]:
+    """This controller's hosts, then those of the others on its database."""
+    own = here.controller
+    theirs = own.owners.elsewhere(own.controller_id)
+    return [{**shown(host), "controller": own.address} for host in here.fleet.connected] + [
+        {**json.loads(one.description), "controller": one.controller} for one in theirs
+    ]
+
+
+def _place(row: dict[str, Any]) -> Place:
+    return Place(row["environment"], (row["labels"],))
+
+
+def _line(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "faults"}
