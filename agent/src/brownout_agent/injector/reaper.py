@@ -20,6 +20,7 @@ from brownout_agent.injector.journal import Entry, Journal, JournalError, Journa
 from brownout_agent.injector.lifecycle import Cause
 from brownout_agent.injector.threads import in_thread
 from brownout_agent.injector.undoing import UNDO_TIMEOUT_S, undo_entry
+from brownout_agent.kernel.locks import flock_holder
 from brownout_agent.kernel.processes import ProcessKey, key_of, read_stat, send_signal, wait_dead
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,8 @@ def watch(folder: Path, injector: ProcessKey) -> int:
         try:
             journal = Journal(folder)
         except JournalHeld as error:
+            if flock_holder(folder / "lock") is None:
+                continue  # a fork of the dead one, before its exec, has the lock yet: nobody else will undo
             log.info("left to another: %s", error)
             return 0
         except JournalError as error:
