@@ -28,3 +28,15 @@ def test_a_limited_token_takes_no_other_from_its_owner(api: ApiServer, narrow: d
         assert client.delete(f"/tokens/{api.row(stolen).token_id}").status_code == 204
     with api.client(api.token("oda")) as client:
         assert client.delete(path).status_code == 204
+
+
+def test_an_admins_limited_token_makes_none_that_is_wider_or_lives_longer(api: ApiServer) -> None:
+    api.user("ada", Grant(Role.ADMIN), Grant(Role.OPERATOR))
+    stolen = api.token("ada", roles=frozenset({Role.ADMIN}))
+    ends_ns = api.row(stolen).expires_ns
+    with api.client(stolen) as client:
+        made = client.post("/tokens", json={"days": 90}).json()
+        assert made["roles"] == ["admin"]
+        assert made["expires_ns"] <= ends_ns
+        refused = client.post("/tokens", json={"days": 1, "roles": ["operator"]})
+        assert (refused.status_code, refused.json()["code"]) == (422, "no-such-role")

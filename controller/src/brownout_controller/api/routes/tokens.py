@@ -1,4 +1,4 @@
-"""API tokens. A token never begets one that can do more, or lives longer, than itself."""
+"""API tokens. A limited token never begets one that can do more, or lives longer, than itself."""
 
 import time
 from typing import Annotated, Any
@@ -39,7 +39,7 @@ def create_token(body: NewToken, here: Here, caller: Annotated[Caller, needs(Per
     _check_roles(roles, owner)
     environments = None if body.environments is None else frozenset(body.environments)
     ttl_s = body.days * DAY_S
-    if not manages:
+    if not manages or _is_narrow(caller.token):
         roles, environments, ttl_s = _within(caller.token, roles, environments, ttl_s)
     token = new_token()
     row = token_row(token, owner.name, caller.user, ttl_s, body.purpose, roles, environments)
@@ -77,9 +77,12 @@ def _refuse_for_others(caller: Caller, token_id: str) -> None:
         Problem: 403.
     """
     own = caller.token
-    narrow = own.roles is not None or own.environments is not None
-    if narrow and own.token_id != token_id and not caller.may(Permission.TOKEN_MANAGE):
+    if _is_narrow(own) and own.token_id != token_id and not caller.may(Permission.TOKEN_MANAGE):
         caller.refuse(f"token {token_id}", "the token by which you ask is limited, and so revokes itself only")
+
+
+def _is_narrow(token: TokenRow) -> bool:
+    return token.roles is not None or token.environments is not None
 
 
 def _within(
