@@ -36,7 +36,8 @@ GOAL_PERCENT = 95.0
 CPU_S_MAX = 30
 """What runs for longer than this by its own CPU time is taken for endless, and so noticed."""
 WALL_S_MAX = 60
-AT_ONCE = 2 * (os.cpu_count() or 1)
+AT_ONCE = 4 * (os.cpu_count() or 1)
+"""More than there are cores: they wait for disks as well."""
 MEMORY_BYTES_MAX = 4 * 2**30
 _SHARED = (
     "pytest", "pytest_timeout", "_hypothesis_pytestplugin", "hypothesis", "hypothesis.strategies", "pydantic", "yaml",

@@ -3,6 +3,7 @@
 import os
 import stat
 import threading
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,9 +63,14 @@ def test_a_record_carries_this_boot_and_the_time_of_its_mark(tmp_path: Path) -> 
     recorded = journal.entries["id-1"]
     assert (recorded.mark, recorded.boot_id) == (Mark.RECORDED, boot_id())
     assert before_ns <= recorded.at_boottime_ns <= boottime_ns()
+    between_ns = boottime_ns()
     marked = journal.mark("id-1", Mark.CLEAN)
     assert journal.entries["id-1"] == marked
-    assert recorded.at_boottime_ns <= marked.at_boottime_ns <= boottime_ns()
+    assert between_ns <= marked.at_boottime_ns <= boottime_ns()
+    buried = journal.bury("id-2")
+    assert journal.entries["id-2"] == buried
+    assert (buried.mark, buried.boot_id) == (Mark.REFUSED_FOR_EVER, boot_id())
+    assert marked.at_boottime_ns <= buried.at_boottime_ns <= boottime_ns()
 
 
 def test_a_new_file_is_synced_before_it_takes_its_name_and_every_line_before_it_counts(
@@ -95,6 +101,9 @@ def test_the_latest_500_ids_that_are_over_stay_known_without_what_they_held(tmp_
     clean = again.entries["id-1"]
     assert (clean.parameters, clean.facts, clean.holders) == ({}, {}, ())
     assert again.entries["open"].facts == FULL.facts
+    known = list(again.entries)
+    again.close()
+    assert list(Journal(tmp_path).entries) == known
 
 
 def test_its_files_are_its_owners_alone_and_no_links(tmp_path: Path) -> None:
@@ -192,3 +201,36 @@ def test_a_renewal_that_the_disk_refuses_leaves_the_old_file_in_use_and_nothing_
 
 def test_four_mebibytes_are_taken_at_once_of_which_one_is_for_marks() -> None:
     assert (CAPACITY_BYTES, journals._RESERVED_BYTES) == (4_194_304, 1_048_576)
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"7", b"null", encode(FULL)[9:-1].replace(b"[1,2]", b"1")])
+def test_a_line_that_is_whole_and_no_entry_is_damage_and_no_crash(body: bytes) -> None:
+    line = b"%08x %s\n" % (zlib.crc32(body), body)
+    contents = decode(line + encode(FULL))
+    assert (set(contents.entries), contents.damaged) == ({"id-1"}, True)
+
+
+def test_facts_that_hold_themselves_are_refused(tmp_path: Path) -> None:
+    facts: dict[str, object] = {}
+    facts["itself"] = facts
+    with pytest.raises(JournalError, match="not plain JSON"):
+        Journal(tmp_path).record(replace(FULL, facts=facts))
+
+
+def test_entries_stand_in_the_order_of_their_latest_marks(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for fault_id in ("a", "b"):
+        journal.record(replace(FULL, fault_id=fault_id))
+    journal.mark("a", Mark.ACTIVE)
+    assert list(journal.entries) == ["b", "a"]
+
+
+def test_a_journal_that_is_renewed_again_and_again_keeps_no_descriptor_of_the_old_files(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    big = replace(FULL, facts={"text": "x" * 900_000})
+    for _ in range(8):
+        journal.record(big)
+        journal.mark("id-1", Mark.CLEAN, facts={})
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
+    journal.close()

@@ -129,3 +129,11 @@ def test_a_page_that_could_not_be_written_leaves_nothing_behind(
     with pytest.raises(LedgerError, match="No space left"):
         ledger.take(1, NOW_NS, 0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_noting_keeps_no_descriptor(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    for epoch in range(1, 5):
+        ledger.take(epoch, NOW_NS, 1)
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before

@@ -154,7 +154,6 @@ class Journal:
             JournalHeld: another process holds it.
             JournalError: there is none and the disk has no room for one, or somebody else could write into it.
         """
-        self._folder = folder
         self._path = folder / "journal"
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
