@@ -9,6 +9,7 @@ Exits 1 when the injector died, complained of itself, applied something, or kept
 import asyncio
 import platform
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -30,10 +31,10 @@ def document(storm: Storm) -> str:
         "<!-- written by `make bench-fuzz`; edits are lost -->",
         "",
         "Whoever is root or the agent's user may speak to the injector, so it must take anything from them. Inputs",
-        "are made from the messages' own descriptors with values from the edges of every field; some are then broken on the",
-        "wire. The policy allows every fault, at hours that are over: orders are read, checked and refused at the last",
-        "rule, and nothing may ever be applied. Rules, queueing disciplines and processes are read from the kernel",
-        "before and after; the journal may name no fault, and the log no traceback.",
+        "are made from the messages' own descriptors with values from the edges of every field; some are then broken",
+        "on the wire. The policy allows every fault, at hours that are over: orders are read, checked and refused at",
+        "the last rule, and nothing may ever be applied. Rules, queueing disciplines and processes are read from the",
+        "kernel before and after; the journal may name no fault, and the log no traceback.",
         "",
         f"**{storm.total:,} inputs over {storm.connections:,} connections: no crash, nothing applied.**",
         f"Seed {storm.seed}; {pace}, on Linux {platform.release()}.",
@@ -55,6 +56,8 @@ def main() -> None:
     inputs = int(sys.argv[1]) if len(sys.argv) > 1 else INPUTS
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().getrandbits(32)
     print(f"seed {seed}", file=sys.stderr)
+    for number in (signal.SIGINT, signal.SIGTERM):  # an end in good order leaves nothing on the machine
+        signal.signal(number, signal.default_int_handler)
     storm = asyncio.run(storm_at(inputs, seed))
     DOCUMENT.write_text(document(storm))
     if storm.growth_bytes() > GROWTH_BYTES_MAX:

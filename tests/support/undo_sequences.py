@@ -59,6 +59,8 @@ class Host:
     folder: Path
     disk: Path
     pid: int
+    under: tuple[str, ...] = ()
+    """What the injector is started by."""
     client: Client = field(init=False)
     injector: asyncio.subprocess.Process = field(init=False)
     states: dict[str, "fault_pb2.FaultState.ValueType"] = field(default_factory=dict)
@@ -83,7 +85,7 @@ class Host:
 
     async def start(self) -> None:
         """The injector, and a connection to it."""
-        self.injector = await self._life.enter_async_context(injector(self.folder, under=self.inside))
+        self.injector = await self._life.enter_async_context(injector(self.folder, under=(*self.inside, *self.under)))
         self.client = await connect(self.folder)
 
     async def end(self) -> None:
@@ -169,13 +171,13 @@ class Host:
 
 
 @asynccontextmanager
-async def undo_host(folder: Path) -> AsyncIterator[Host]:
+async def undo_host(folder: Path, under: tuple[str, ...] = ()) -> AsyncIterator[Host]:
     """A host with what belongs to others already there; nothing of it stays."""
     with ext4(folder, DISK_BYTES) as disk:
         keeper = await asyncio.create_subprocess_exec(
             *("unshare", "--net", "--mount", "--propagation", "private", "--", "sleep", "infinity")
         )
-        host = Host(folder, disk, keeper.pid)
+        host = Host(folder, disk, keeper.pid, under)
         try:
             while not _is_apart(keeper.pid):
                 await asyncio.sleep(0.005)
