@@ -230,9 +230,7 @@ def test_an_experiment_above_256_kib_is_413_and_so_is_any_body_above_the_limit(a
     found = problem(ann.post("/plans", json={"experiment": f"{large}#"}), 413, "invalid-experiment")
     assert "256 KiB" in found["detail"]
     problem(ann.post("/plans", json={"experiment": large}), 422, "invalid-experiment")
-    begun_s = time.perf_counter()
     problem(post(ann, b"x" * (BODY_MAX_BYTES + 1), "/plans"), 413, "too-large")
-    assert time.perf_counter() - begun_s < 2
 
     def chunks() -> Iterator[bytes]:
         for _ in range(BODY_MAX_BYTES // 65_536 + 2):

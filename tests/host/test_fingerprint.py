@@ -4,11 +4,9 @@ import asyncio
 import os
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +27,6 @@ from tests.support.injectors import Client, connect, injector, new_id, story
 from tests.support.residue import open_descriptors
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")]
-CPU_S_MAX = 0.1
 ALL_KINDS = ("cpu.load", "memory.load", "disk.fill", "network.loss", "process.pause")
 
 
@@ -364,15 +361,11 @@ def test_a_file_system_that_does_not_answer_stops_neither_orders_nor_other_looks
     on_host(tmp_path, told)
 
 
-def test_a_look_costs_little_and_leaves_nothing_open() -> None:
+def test_looks_leave_nothing_open() -> None:
     take_fingerprint(["/var/tmp"])  # what is loaded once is loaded
     before, threads = open_descriptors(), threading.active_count()
-    costs_s = []
     for _ in range(10):
-        begun_s = time.process_time()
         assert not take_fingerprint(["/var/tmp"]).unread
-        costs_s.append(time.process_time() - begun_s)
-    assert statistics.median(costs_s) < CPU_S_MAX
     assert open_descriptors() <= before
     assert threading.active_count() == threads
 
