@@ -30,7 +30,7 @@ def main() -> None:
             for _ in range(TIMES):
                 found = once(server, what)
                 times = f"{found.rehomed_s:7.1f} s {found.undone_s:5.1f} s {found.final_s:4.1f} s"
-                doubled = f"on at most {found.held_most} times, {len(found.begun_after)} begun late"
+                doubled = f"{found.headline}; on at most {found.held_most} times, {len(found.begun_after)} begun late"
                 print(f"{what.__name__:9} {times}  {found.verdict} {found.exit_code}, {doubled}", flush=True)
 
 

@@ -113,9 +113,15 @@ class Cluster:
             f"{host}-injector", "brownout-injector", "serve", "--embedded", "--socket", socket,
             "--state-dir", state / "injector",
         )  # fmt: skip
-        self.agents[host] = self._spawn(
-            f"{host}-agent", "brownout-agent", "run", "--state-dir", state / "agent", "--injector-socket", socket
-        )
+        self.agents[host] = self.run_agent(host)
+
+    def run_agent(self, host: str) -> Program:
+        """The agent that lives in a host's folder."""
+        state = self.folder / host
+        return self._spawn(
+            f"{host}-agent", "brownout-agent", "run", "--state-dir", state / "agent",
+            "--injector-socket", state / "s.sock",
+        )  # fmt: skip
 
     @contextmanager
     def api(self, name: str, who: str = "admin") -> Iterator[Remote]:
@@ -139,9 +145,9 @@ class Cluster:
             return {host["name"]: host["controller"] for host in api.get("/hosts")["items"] if host["injector"]}
 
     def row(self, number: int) -> tuple[Any, ...]:
-        """Of a run: key, verdict, exit code, when it ended."""
+        """Of a run: key, verdict, exit code, headline."""
         with psycopg.connect(self.database) as connection:
-            columns = "SELECT run_key, verdict, exit_code, ended_ns FROM run WHERE number = %s"
+            columns = "SELECT run_key, verdict, exit_code, headline FROM run WHERE number = %s"
             row = connection.execute(columns, [number]).fetchone()
         assert row is not None
         return row

@@ -32,6 +32,7 @@ class Rehomed:
     final_s: float = 0.0
     verdict: str = ""
     exit_code: int = -1
+    headline: str = ""
     held_most: int = 0
     """How many processes held one fault at once."""
     begun_after: list[str] = field(default_factory=list)
@@ -43,8 +44,14 @@ def begin(pair: Cluster, at: str) -> int:
     with pair.api(at, "operator") as api:
         number = int(api.post("/runs", {"experiment": EXPERIMENT})["run"])
     busy = pair.fault_ids(number, "busy")
-    wait_until(lambda: all(held(busy)[host] == 1 for host in HOSTS), "the fault is on", 30)
+    wait_until(lambda: _is_on(busy) or pair.row(number)[1] is not None, "the fault is on", 30)
+    assert _is_on(busy), pair.row(number)
     return number
+
+
+def _is_on(fault_ids: dict[str, str]) -> bool:
+    times = held(fault_ids)
+    return all(times[host] == 1 for host in HOSTS)
 
 
 def killed(pair: Cluster, number: int) -> Rehomed:
@@ -92,4 +99,4 @@ def _followed(pair: Cluster, number: int, begun_s: float, found: Rehomed, until_
 def _wait_final(pair: Cluster, number: int, begun_s: float, found: Rehomed) -> None:
     wait_until(lambda: pair.row(number)[1] is not None, "the run's end", FINAL_S)
     found.final_s = time.monotonic() - begun_s
-    _, found.verdict, found.exit_code, _ = pair.row(number)
+    _, found.verdict, found.exit_code, found.headline = pair.row(number)
