@@ -10,17 +10,24 @@ from brownout_agent.observe import Probe, Sample
 SETTLE_S = 1.0
 
 
-def open_descriptors() -> set[str]:
+def open_descriptors() -> set[int]:
+    """The numbers of this process's open descriptors."""
+    listed = {int(entry.name) for entry in Path("/proc/self/fd").iterdir()}
+    # The descriptor that did the listing is among them, and closed by now.
+    return {number for number in listed if Path(f"/proc/self/fd/{number}").is_symlink()}
+
+
+def _opened() -> set[str]:
     """What this process's descriptors lead to: sockets and pipes with their inodes, files with their paths.
 
     gRPC, loaded by other tests of the process, makes anonymous inodes (eventfd, epoll) whenever it likes, so those say
     nothing about the code under test; what that code opens comes with a socket, a pipe or a file.
     """
     leads_to = set()
-    for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # the descriptor that does the listing is among them
-            leads_to.add(str(entry.readlink()))
-    return {target for target in leads_to if not target.startswith(("anon_inode:", "/proc/"))}
+    for number in open_descriptors():
+        with contextlib.suppress(FileNotFoundError):
+            leads_to.add(str(Path(f"/proc/self/fd/{number}").readlink()))
+    return {target for target in leads_to if not target.startswith("anon_inode:")}
 
 
 @contextlib.asynccontextmanager
@@ -29,11 +36,11 @@ async def nothing_left() -> AsyncIterator[None]:
 
     Descriptors get a second to go: peers that run as threads of the test close their ends after ours.
     """
-    before = open_descriptors()
+    before = _opened()
     yield
     loop = asyncio.get_running_loop()
     deadline = loop.time() + SETTLE_S
-    while (left := open_descriptors() - before) and loop.time() < deadline:
+    while (left := _opened() - before) and loop.time() < deadline:
         await asyncio.sleep(0.005)
     assert not left, f"left open: {sorted(left)}"
     assert asyncio.all_tasks() == {asyncio.current_task()}, "a task is still running"
