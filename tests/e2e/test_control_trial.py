@@ -1,4 +1,4 @@
-"""A whole small Brownout whose network fault cuts the agent off from its controller: the fault goes, the run goes on."""
+"""A small Brownout whose network fault cuts the agent off from its controller: the fault goes, the run goes on."""
 
 import os
 from pathlib import Path

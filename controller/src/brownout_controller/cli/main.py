@@ -123,7 +123,7 @@ def options(
 
 
 def main() -> None:
-    """Entry point. A closed pipe on stdout (`| head`) is no error, nor a terminal that lacks a letter; a full disk is."""
+    """A closed pipe on stdout (`| head`) is no error, nor a terminal that lacks a letter; a full disk is."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
