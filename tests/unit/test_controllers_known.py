@@ -29,20 +29,19 @@ def test_after_a_welcome_the_round_begins_anew_with_what_it_was_told() -> None:
 
 
 def test_the_first_try_comes_soon_and_the_bound_doubles_with_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(random, "uniform", lambda low, high: (low, high))
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
     known = Controllers(TOLD)
     bounds = []
     for _ in range(27):
         known.next()
         bounds.append(known.back_off_s())
-    expected = [(0, min(BACK_OFF_S[1], BACK_OFF_S[0] * 2**turn)) for turn in range(9) for _ in range(3)]
-    assert bounds == expected
+    assert bounds == [min(BACK_OFF_S[1], BACK_OFF_S[0] * 2**turn) for turn in range(9) for _ in range(3)]
     known.welcomed()
-    assert known.back_off_s() == (0, BACK_OFF_S[0])
+    assert known.back_off_s() == BACK_OFF_S[0]
 
 
 def test_a_name_that_does_not_resolve_keeps_the_addresses_that_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {"ctl.test:7700": (("192.0.2.1", 7700), ("192.0.2.2", 7700))}
+    found: dict[str, controllers.Addresses] = {"ctl.test:7700": (("192.0.2.1", 7700), ("192.0.2.2", 7700))}
 
     async def resolve(where: str) -> controllers.Addresses:
         return found.get(where, ())

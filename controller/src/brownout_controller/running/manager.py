@@ -17,7 +17,7 @@ from brownout_controller.running.conclusion import Conclusion, conclude
 from brownout_controller.running.engine import Engine, Outcome
 from brownout_controller.running.halting import HaltLever
 from brownout_controller.running.keeping import RunKeeper
-from brownout_controller.store.store import Carrier, Store
+from brownout_controller.store.store import Carrier, RunTaken, Store
 
 RUNS_MAX = 20
 """At one time. Each run has a loop of its own that must not be late."""
@@ -83,6 +83,8 @@ class ActiveRun:
         if not keeping.cancelled() and (error := keeping.exception()) is not None:
             log.error("run %d is halted: %s", self.number, error)
             self.halt(str(error))
+            if isinstance(error, RunTaken):
+                self.let_go()  # who took it asks its hosts, and they may speak to nobody else any more
 
     async def _outcome(self) -> Outcome:
         running, letting_go = asyncio.create_task(self.engine.run()), asyncio.create_task(self._let_go.wait())
