@@ -23,7 +23,7 @@ from brownout_agent.kernel.nftables import table_names
 from brownout_agent.kernel.processes import is_alive, key_of, read_stat
 from brownout_protos.v1 import fault_pb2
 
-from tests.support.injectors import Client, connect, holders, injector, new_id, running
+from tests.support.injectors import ACCEPTED, Client, connect, holders, injector, new_id, running
 
 LEASE_S = 5.0
 KERNEL_BOUND_S = LEASE_S + 1.0
@@ -161,6 +161,8 @@ async def all_on(client: Client, folder: Path) -> list[FrozenFault]:
         fault_id = new_id()
         values = {name: to_value(value) for name, value in parameters.items()}
         client.inject(fault_id, kind=kind, parameters=values, lease_ms=int(LEASE_S * 1_000), duration_ms=60_000)
+        reply = await client.reply()
+        assert reply.outcome == ACCEPTED, reply
         while not (
             (told := (await client.until(lambda message: message.HasField("report"))).report).fault_id == fault_id
             and told.state == fault_pb2.ACTIVE
