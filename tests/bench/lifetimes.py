@@ -54,8 +54,8 @@ def _table(seen: Seen) -> tuple[str, int]:
 
 def _foot(repeats: int, late: int) -> str:
     return (
-        f"Maximum of {repeats} trials each, in seconds from the stop; lease {LEASE_S:g} s, {AT_ONCE} hosts at once; {late}\n"
-        f"were beyond their bound. By `python -m tests.bench.lifetimes {repeats}` on Linux {platform.release()}."
+        f"Maximum of {repeats} trials each, in seconds from the stop; lease {LEASE_S:g} s, {AT_ONCE} hosts at once;\n"
+        f"{late} were beyond their bound. By `python -m tests.bench.lifetimes {repeats}` on Linux {platform.release()}."
     )
 
 
