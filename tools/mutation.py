@@ -187,9 +187,13 @@ def run(module: Module) -> Result:
     return Result(module, dict(zip(made, outcomes, strict=True)))
 
 
+def _total(results: list[Result]) -> Counter[Outcome]:
+    return sum((result.counts for result in results), Counter())
+
+
 def document(results: list[Result], took_s: float) -> str:
     """The page that tells what was found."""
-    total = sum((result.counts for result in results), Counter())
+    total = _total(results)
     lines = [
         "# Mutation score",
         "",
@@ -245,7 +249,7 @@ def main() -> int:
         for key in module.reasons.keys() - {mutant.key for mutant in result.survivors}:
             print(f"  no survivor any more, take it out of {SETTINGS.name}: {key}")
             good = False
-        good = good and score >= GOAL_PERCENT
+    good = good and score_percent(_total(results)) >= GOAL_PERCENT
     if not wanted:
         DOCUMENT.write_text(document(results, time.monotonic() - begun_s))
     return 0 if good else 1
