@@ -3,6 +3,8 @@
     .venv/bin/python tools/mutation.py              all of them, written to docs/mutation.md
     .venv/bin/python tools/mutation.py journal      only modules of this name; nothing is written
 
+What was found is kept in `.mutation.json` for as long as neither a module nor its tests change.
+
 Each mutant (tools/mutants.py) is imported in a process of its own in the place of its module, and the module's tests
 run until one fails. One that fails to be imported is no mutant: nobody could have shipped it. Exits with 1 below the
 goal, or where a survivor has no reason.
@@ -11,7 +13,9 @@ mutmut is not used: of decorated functions it changes none, and of classes and m
 `mutation/file_mutation.py`), and those are where a policy's validators and limits are.
 """
 
+import hashlib
 import importlib
+import json
 import os
 import resource
 import signal
@@ -27,11 +31,12 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from mutants import Mutant, mutants
+from mutants import mutants
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = ROOT / "tools/mutation.toml"
 DOCUMENT = ROOT / "docs/mutation.md"
+KEPT = ROOT / ".mutation.json"
 GOAL_PERCENT = 95.0
 CPU_S_MAX = 30
 """What runs for longer than this by its own CPU time is taken for endless, and so noticed."""
@@ -80,26 +85,23 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of every mutant of a module."""
+    """What became of every mutant of a module; `survivors` are those that no test noticed, by line and key."""
 
     module: Module
-    outcomes: dict[Mutant, Outcome]
+    noticed: int
+    not_importable: int
+    survivors: tuple[tuple[int, str], ...]
 
     @property
-    def counts(self) -> Counter[Outcome]:
-        """How many of each outcome."""
-        return Counter(self.outcomes.values())
-
-    @property
-    def survivors(self) -> list[Mutant]:
-        """Those that no test noticed."""
-        return [mutant for mutant, outcome in self.outcomes.items() if outcome is Outcome.SURVIVED]
+    def counted(self) -> int:
+        """Those that could be imported."""
+        return self.noticed + len(self.survivors)
 
 
-def score_percent(counts: Counter[Outcome]) -> float:
+def score_percent(results: Sequence[Result]) -> float:
     """Noticed ones of all that could be imported."""
-    noticed, survived = counts[Outcome.NOTICED], counts[Outcome.SURVIVED]
-    return 100.0 * noticed / (noticed + survived) if noticed + survived else 100.0
+    counted = sum(result.counted for result in results)
+    return 100.0 * sum(result.noticed for result in results) / counted if counted else 100.0
 
 
 def read_settings() -> list[Module]:
@@ -184,47 +186,62 @@ def run(module: Module) -> Result:
         raise SystemExit(f"the tests of {module.name} fail without any mutant; next: pytest {' '.join(module.tests)}")
     made = mutants(module.path.read_text())
     outcomes = outcomes_of(module, [mutant.source for mutant in made])
-    return Result(module, dict(zip(made, outcomes, strict=True)))
+    counts = Counter(outcomes)
+    survivors = (
+        (one.line, one.key) for one, outcome in zip(made, outcomes, strict=True) if outcome is Outcome.SURVIVED
+    )
+    return Result(module, counts[Outcome.NOTICED], counts[Outcome.NO_MODULE], tuple(survivors))
 
 
-def _total(results: list[Result]) -> Counter[Outcome]:
-    return sum((result.counts for result in results), Counter())
+def result_of(module: Module) -> Result:
+    """What was found before, while neither the module nor its tests have changed; else what is found now."""
+    kept: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    files = (module.path, *(ROOT / test for test in module.tests), Path(__file__).with_name("mutants.py"))
+    digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
+    found = kept.get(module.name, {})
+    if found.get("digest") == digest:
+        return Result(module, found["noticed"], found["not_importable"], tuple(map(tuple, found["survivors"])))
+    result = run(module)
+    kept[module.name] = {
+        "digest": digest, "noticed": result.noticed, "not_importable": result.not_importable,
+        "survivors": result.survivors,
+    }  # fmt: skip
+    KEPT.write_text(json.dumps(kept, indent=1))
+    return result
 
 
-def document(results: list[Result], took_s: float) -> str:
+def document(results: Sequence[Result]) -> str:
     """The page that tells what was found."""
-    total = _total(results)
     lines = [
         "# Mutation score",
         "",
-        "Written by `make bench-mutation`. Each mutant is one small mistake in a module: a comparison turned round, a",
-        "limit off by one, a `raise` left out, a decorator or an argument dropped ([tools/mutants.py]"
-        "(../tools/mutants.py)).",
-        "It is noticed when a test fails. Those that cannot even be imported are left out of the score.",
+        "<!-- written by `make bench-mutation`; edits are lost -->",
         "",
-        f"**{score_percent(total):.1f} %** of {total[Outcome.NOTICED] + total[Outcome.SURVIVED]} mutants are noticed;"
-        f" the goal is {GOAL_PERCENT:g} %. It took {took_s:.0f} s.",
+        "Each mutant is one small mistake in a module: a comparison turned round, a limit off by one, a `raise` left",
+        "out, a decorator or an argument dropped ([tools/mutants.py](../tools/mutants.py)). It is noticed when a test",
+        "fails. Those that cannot even be imported are left out of the score.",
+        "",
+        f"**{score_percent(results):.1f} %** of {sum(result.counted for result in results)} mutants are noticed;"
+        f" the goal is {GOAL_PERCENT:g} %.",
         "",
         "| module | score | noticed | survived | not importable |",
         "|---|---:|---:|---:|---:|",
     ]
-    for result in results:
-        counts = result.counts
-        figures = (counts[Outcome.NOTICED], counts[Outcome.SURVIVED], counts[Outcome.NO_MODULE])
-        row = " | ".join(str(figure) for figure in figures)
-        lines.append(f"| `{result.module.name}` | {score_percent(counts):.1f} % | {row} |")
+    for one in results:
+        figures = f"{one.noticed} | {len(one.survivors)} | {one.not_importable}"
+        lines.append(f"| `{one.module.name}` | {score_percent([one]):.1f} % | {figures} |")
     lines += ["", "## Survivors", ""]
     lines += [line for result in results for line in _survivors(result)] or ["None."]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _survivors(result: Result) -> Iterator[str]:
     if not result.survivors:
         return
     yield from (f"### `{result.module.name}`", "", "| line | mutant | why it may live |", "|---:|---|---|")
-    for mutant in result.survivors:
-        shown = mutant.key.replace("|", "\\|")
-        yield f"| {mutant.line} | `` {shown} `` | {result.module.reasons.get(mutant.key, '**no reason**')} |"
+    for line, key in result.survivors:
+        shown = key.replace("|", "\\|")
+        yield f"| {line} | `` {shown} `` | {result.module.reasons.get(key, '**no reason**')} |"
     yield ""
 
 
@@ -234,25 +251,27 @@ def main() -> int:
         importlib.import_module(name)
     wanted = sys.argv[1:]
     modules = [one for one in read_settings() if not wanted or one.path.stem in wanted]
-    begun_s = time.monotonic()
-    results: list[Result] = []
-    good = True
+    results = []
+    all_explained = True
     for module in modules:
-        result = run(module)
+        result = result_of(module)
         results.append(result)
-        score = score_percent(result.counts)
-        print(f"{module.name}: {score:.1f} % of {len(result.outcomes)}", flush=True)
-        for mutant in result.survivors:
-            reason = module.reasons.get(mutant.key)
-            print(f"  {module.path.name}:{mutant.line} {mutant.key}" + (f"  ({reason})" if reason else ""))
-            good = good and reason is not None
-        for key in module.reasons.keys() - {mutant.key for mutant in result.survivors}:
-            print(f"  no survivor any more, take it out of {SETTINGS.name}: {key}")
-            good = False
-    good = good and score_percent(_total(results)) >= GOAL_PERCENT
+        all_explained = _told(result) and all_explained
     if not wanted:
-        DOCUMENT.write_text(document(results, time.monotonic() - begun_s))
-    return 0 if good else 1
+        DOCUMENT.write_text(document(results))
+    return 0 if all_explained and score_percent(results) >= GOAL_PERCENT else 1
+
+
+def _told(result: Result) -> bool:
+    """Print a result; whether every survivor has a reason, and every reason a survivor."""
+    module = result.module
+    print(f"{module.name}: {score_percent([result]):.1f} % of {result.counted}", flush=True)
+    for line, key in result.survivors:
+        print(f"  {module.path.name}:{line} {key}  ({module.reasons.get(key, 'no reason')})")
+    survivors = {key for _, key in result.survivors}
+    for key in module.reasons.keys() - survivors:
+        print(f"  no survivor any more, take it out of {SETTINGS.name}: {key}")
+    return survivors == module.reasons.keys()
 
 
 if __name__ == "__main__":
