@@ -120,6 +120,28 @@ def test_300_silent_sockets_are_dropped_in_6_s_while_others_are_served_and_are_w
     asyncio.run(story())
 
 
+def test_an_authority_is_rotated_while_sockets_without_a_certificate_come_and_go(tmp_path: Path) -> None:
+    """What ended the process, before `_ShownAtAPort`: one handshake uses the certificates that another one replaces."""
+
+    async def churn(port: int) -> None:
+        while True:
+            with contextlib.ExitStack() as opened:
+                for _ in range(50):
+                    opened.enter_context(socket.create_connection(("127.0.0.1", port)))
+                await asyncio.sleep(0)
+
+    async def story() -> None:
+        async with controller(tmp_path / "c") as serving, asyncio.TaskGroup() as group:
+            churning = [group.create_task(churn(port)) for port in (serving.port, serving.enrol_port)]
+            for turn in range(8):
+                serving.authority.rotate(serving.authority.rotation.advanced(time.time_ns()))
+                await served(serving, tmp_path / f"a-{turn}", f"app-{turn}")
+            for one in churning:
+                one.cancel()
+
+    asyncio.run(story())
+
+
 def test_a_controller_takes_the_descriptors_that_its_connections_need(tmp_path: Path) -> None:
     async def story() -> None:
         async with controller(tmp_path / "c"):

@@ -3,6 +3,8 @@
 import datetime
 import resource
 import threading
+import time
+from collections.abc import Callable
 
 import grpc
 from brownout_protos.v1 import fleet_pb2_grpc
@@ -12,6 +14,8 @@ from brownout_controller.fleet.knocks import Knocks
 from brownout_controller.fleet.limits import CONNECTIONS, SERVER_OPTIONS
 
 _STOP_GRACE_S = 3.0
+_REPLACE_GRACE_S = 0.1
+"""See `_ShownAtAPort`. What it lets end takes microseconds."""
 
 
 class FleetServer:
@@ -30,10 +34,15 @@ class FleetServer:
             OSError: an address cannot be bound.
         """
         _make_room()
-        initial = self._shown.mutual()
-        mutual = grpc.dynamic_ssl_server_credentials(initial, self._knock, require_client_authentication=True)
+        to_agents, to_new_hosts = _ShownAtAPort(self._shown.mutual), _ShownAtAPort(self._shown.enrolment)
+
+        def knocked() -> grpc.ServerCertificateConfiguration:
+            self._knocks.begin()
+            return to_agents.if_new()
+
+        mutual = grpc.dynamic_ssl_server_credentials(to_agents.shown, knocked, require_client_authentication=True)
         enrolment = grpc.dynamic_ssl_server_credentials(
-            initial, self._shown.enrolment, require_client_authentication=False
+            to_new_hosts.shown, to_new_hosts.if_new, require_client_authentication=False
         )
         try:
             fleet_port = self._server.add_secure_port(f"{host}:{port}", mutual)
@@ -47,10 +56,6 @@ class FleetServer:
         """Stop listening and end every stream."""
         await self._server.stop(_STOP_GRACE_S)
 
-    def _knock(self) -> grpc.ServerCertificateConfiguration:
-        self._knocks.begin()
-        return self._shown.mutual()
-
 
 def _make_room() -> None:
     """Take descriptors for all those connections, as far as this process may. With the usual 1,024 a thousand silent
@@ -59,6 +64,29 @@ def _make_room() -> None:
     wanted = 2 * CONNECTIONS if hard == resource.RLIM_INFINITY else min(2 * CONNECTIONS, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class _ShownAtAPort:
+    """What gRPC is told at each handshake of one port: nothing, unless it has changed.
+
+    gRPC (1.85.1, `ssl_security_connector.cc`) swaps its handshaker factory under a lock, and other handshakes take the
+    factory outside of it. With a new one at every handshake 300 sockets at once ended the controller in 3 runs of 4
+    (use after free), and no certificate was needed for it. So it is swapped only where something changed, and then
+    after a pause, under that lock, in which those who read the old one have long taken their reference.
+    """
+
+    def __init__(self, current: Callable[[], grpc.ServerCertificateConfiguration]) -> None:
+        self._current = current
+        self.shown = current()
+
+    def if_new(self) -> grpc.ServerCertificateConfiguration:
+        """For gRPC's thread, which asks one handshake after another; None: as before, which its type stubs forget."""
+        current = self._current()
+        if current is self.shown:
+            return None  # type: ignore[return-value]
+        time.sleep(_REPLACE_GRACE_S)
+        self.shown = current
+        return current
 
 
 class _Shown:
