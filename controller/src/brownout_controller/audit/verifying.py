@@ -51,7 +51,7 @@ def verify(
     for checkpoint in asked:
         if why := _against(checkpoint, at[checkpoint.sequence], keys, first, following.sequence):
             breaks.append(Break(checkpoint.sequence, why))
-        elif not why:
+        else:
             sealed = checkpoint.sequence
     if end is not None and end != (following.sequence, following.hash):
         breaks.append(Break(following.sequence, f"the chain ends here, and was noted to end at record {end[0]}"))
