@@ -155,21 +155,25 @@ def test_a_checkpoint_speaks_for_the_chain_only_where_everything_about_it_fits(k
     links, keys = chain(6), {key.public_key}
     (good,), (late,) = sealed(key, links[3]), sealed(key, links[5])
     stranger = SealingKey(tmp_path)
+    not_genuine = "its checkpoint is not genuine: the signature does not fit"
+    unknown = f"its checkpoint is signed by a key that is not known here, {stranger.public_key}"
+    cut_off = "a checkpoint is signed for it, and the log ends at record {}: it was cut off"
+    begins_later = "a checkpoint is signed for it, and the log begins later"
+    another = "it is not the record that its checkpoint was signed for"
     cases = [
-        (links, replace(good, at_ns=8), "not genuine"),
-        (links, replace(good, signature="no hex"), "not genuine"),
-        (links, stranger.sign(4, links[3].hash, 7), f"not known here, {stranger.public_key}"),
-        (links[:3], good, "the log ends at record 3: it was cut off"),
-        (links[4:], good, "the log begins later"),
-        ([*links[:3], *links[4:]], good, "not the record that its checkpoint was signed for"),
-        (links, key.sign(4, links[2].hash, 7), "not the record that its checkpoint was signed for"),
-        ((), good, "the log ends at record 0: it was cut off"),
+        (links, replace(good, at_ns=8), not_genuine),
+        (links, replace(good, signature="no hex"), not_genuine),
+        (links, stranger.sign(4, links[3].hash, 7), unknown),
+        (links[:3], good, cut_off.format(3)),
+        (links[4:], good, begins_later),
+        ([*links[:3], *links[4:]], good, another),
+        (links, key.sign(4, links[2].hash, 7), another),
+        ((), good, cut_off.format(0)),
     ]
     for there, checkpoint, why in cases:
         found = verify(there, [checkpoint], keys)
         assert not found.sound
-        assert (found.breaks[-1].sequence, found.sealed) == (4, 0)
-        assert why in found.breaks[-1].why
+        assert (found.breaks[-1], found.sealed) == (Break(4, why), 0)
     found = verify(links, [late, replace(good, at_ns=8)], keys)
     assert ([one.sequence for one in found.breaks], found.sealed) == ([4], 6)
     found = verify(links, [replace(late, at_ns=8), good], keys)

@@ -1,8 +1,8 @@
 """When a fault has to end, as plain numbers."""
 
 import pytest
-from brownout_agent.injector.deadlines import Deadlines
-from brownout_agent.injector.lifecycle import Cause
+from brownout_agent.injector.deadlines import KERNEL_MARGIN_S, Deadlines
+from brownout_agent.injector.lifecycle import Cause, End
 
 S = 1_000_000_000
 
@@ -11,7 +11,7 @@ def test_a_lease_starts_anew_with_each_renewal_but_never_after_its_end() -> None
     deadlines = Deadlines(10.0, 10 * S)
     assert deadlines.renew(9 * S)
     assert deadlines.lease_ends_ns == 19 * S
-    assert not deadlines.renew(19 * S)
+    assert deadlines.renew(19 * S) is False
     assert deadlines.lease_ends_ns == 19 * S
 
 
@@ -39,3 +39,15 @@ def test_the_first_deadline_that_has_passed_is_why_it_ends(
     earliest_s = min(one for one in (10, ends_s, trial_s) if one is not None)
     assert deadlines.earliest_ns == earliest_s * S
     assert (due is None) == (now_s < earliest_s)
+
+
+def test_what_is_told_says_how_long_nobody_renewed_or_confirmed() -> None:
+    deadlines = Deadlines(1.5, 10 * S, trial_ends_ns=3 * S)
+    assert deadlines.due(3 * S) == End(
+        Cause.CONTROL_LOST, "within 3 s nobody confirmed that the agent still reaches its controller"
+    )
+    assert deadlines.due(10 * S) == End(Cause.LEASE_LOST, "nobody renewed the lease of 1.5 s")
+
+
+def test_the_kernel_ends_half_a_second_later_what_the_injector_did_not() -> None:
+    assert KERNEL_MARGIN_S == 0.5, "the bounds in docs/lifetimes.md count on it"

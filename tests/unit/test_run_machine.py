@@ -6,7 +6,8 @@ import pytest
 from brownout_controller.language import parse_experiment
 from brownout_controller.planning.fleet_view import HostView
 from brownout_controller.planning.plan import make_plan
-from brownout_controller.running.machine import GIVE_UP_AFTER_NS, NO_HOST, RunMachine
+from brownout_controller.record import EventKind
+from brownout_controller.running.machine import GIVE_UP_AFTER_NS, NO_HOST, RunMachine, fault_id
 from brownout_controller.running.messages import (
     AnswerLost,
     ChooseHosts,
@@ -62,11 +63,18 @@ def begun(*, long: bool = False) -> tuple[RunMachine, str]:
     return run, fault_id
 
 
-def test_nothing_is_injected_before_the_steady_state_was_judged() -> None:
-    run = machine()
-    assert run.handle(Tick(1 * S)) == []
-    assert run.handle(Tick(2 * S)) == [JudgeSteady()]
-    assert run.handle(Tick(3 * S)) == []
+@pytest.mark.parametrize("started_s", [0, 100])
+def test_nothing_is_injected_before_the_steady_state_was_judged(started_s: int) -> None:
+    run = RunMachine(machine().plan, KEY, started_s * S)
+    assert (run.injecting_ns, run.settling_ns, run.stopped_by, run.stop_reason, run.refused) == (0, 0, "", "", ())
+    assert run.handle(Tick((started_s + 2) * S - 1)) == []
+    assert run.handle(Tick((started_s + 2) * S)) == [JudgeSteady()]
+    assert run.handle(Tick((started_s + 3) * S)) == []
+    confirmed, ordered, inject = run.handle(SteadyJudged((started_s + 4) * S, ()))
+    assert confirmed == Say(EventKind.STEADY_CONFIRMED, "run", "", "every expectation held before the first fault")
+    assert ordered == Say(EventKind.FAULT_ORDERED, "first", "app-1", "")
+    assert isinstance(inject, Inject)
+    assert (inject.instance.state, inject.instance.active_ns) == (State.ORDERED, None)
 
 
 def test_an_unsteady_system_is_left_alone() -> None:
@@ -94,8 +102,10 @@ def test_the_run_ends_when_every_fault_is_clean_and_the_time_after_has_passed() 
     (second,) = injected(run.handle(Tick(9 * S)))
     run.handle(FaultSaid(14 * S, second, State.CLEAN))
     assert run.phase is Phase.SETTLING
+    assert run.over_ns == {"first": 8 * S, "second": 14 * S}
     assert run.handle(Tick(16 * S)) == []
-    assert run.handle(Tick(17 * S)) == [End()]
+    assert (run.handle(Tick(17 * S)), run.phase) == ([End()], Phase.ENDED)
+    assert run.handle(Tick(18 * S)) == []
 
 
 def test_when_every_host_refused_there_is_nothing_to_wait_for() -> None:
@@ -156,6 +166,32 @@ def test_a_late_word_does_not_bring_a_clean_fault_back() -> None:
     assert run.instances[first].state is State.CLEAN
 
 
+@pytest.mark.parametrize(
+    ("known", "late"),
+    [
+        (State.ACTIVE, State.ORDERED),
+        (State.RESIDUE, State.UNDOING),
+        (State.UNKNOWN, State.UNDOING),
+        (State.CLEAN, State.RESIDUE),
+        (State.REFUSED, State.RESIDUE),
+    ],
+)
+def test_no_state_goes_back_and_what_is_clean_or_refused_stays_so(known: State, late: State) -> None:
+    run, first = begun()
+    run.handle(FaultSaid(3 * S, first, known))
+    run.handle(FaultSaid(4 * S, first, late))
+    assert run.instances[first].state is known
+
+
+def test_a_fault_is_active_from_when_that_was_first_heard() -> None:
+    run, first = begun()
+    run.handle(FaultSaid(3 * S, first, State.ORDERED))
+    assert run.instances[first].active_ns is None
+    for at_s, state in ((4, State.ACTIVE), (5, State.ACTIVE), (6, State.UNDOING)):
+        run.handle(FaultSaid(at_s * S, first, state))
+        assert run.instances[first].active_ns == 4 * S
+
+
 def test_fault_ids_are_made_from_the_run_and_are_the_same_for_the_same_run() -> None:
     assert begun()[1] == begun()[1]
     other = RunMachine(machine().plan, str(uuid.UUID(int=8)), 0)
@@ -199,7 +235,72 @@ def test_a_host_that_comes_back_is_not_told_to_stop_what_may_go_on() -> None:
 def test_a_fault_that_is_given_up_is_told_to_stop_all_the_same() -> None:
     run, first = begun()
     run.handle(HostSilent(4 * S, "app-1"))
-    assert first in stopped(run.handle(Tick(4 * S + GIVE_UP_AFTER_NS)))
+    said, stop, *_ = run.handle(Tick(4 * S + GIVE_UP_AFTER_NS))
+    message = "nothing was heard of it for so long that its own limits have passed; ask app-1"
+    assert said == Say(EventKind.FAULT_UNKNOWN, "first", "app-1", message)
+    assert stop == Stop(run.instances[first], "nothing was heard of it")
+
+
+def test_what_was_stopped_or_answered_indefinitely_is_given_up_45_s_later_however_long_it_was_ordered_for() -> None:
+    assert GIVE_UP_AFTER_NS == 45 * S
+    for event in (
+        lambda first: AnswerLost(4 * S, first, "the stream ended"),
+        lambda _: StopAsked(4 * S, "person", "INC-204"),
+    ):
+        run, first = begun(long=True)
+        (stop,) = run.handle(event(first))
+        assert run.handle(Tick(49 * S - 1)) == []
+        said, again, *_ = run.handle(Tick(49 * S))
+        assert isinstance(said, Say)
+        assert (said.kind, again) == (EventKind.FAULT_UNKNOWN, stop)
+
+
+def test_a_stop_is_said_again_with_its_reason_to_a_host_that_comes_back() -> None:
+    run, first = begun()
+    stops = run.handle(StopAsked(4 * S, "guard", "outage > 45s"))
+    assert stops == run.handle(HostBack(5 * S, "app-1")) == [Stop(run.instances[first], "outage > 45s")]
+
+
+def test_an_answer_about_nothing_or_about_what_is_over_changes_nothing() -> None:
+    run, first = begun()
+    assert run.handle(AnswerLost(3 * S, "another", "late")) == []
+    run.handle(FaultSaid(4 * S, first, State.RESIDUE))
+    assert run.handle(AnswerLost(5 * S, first, "late")) == []
+    assert (run.phase, run.instances[first].state) == (Phase.ENDED, State.RESIDUE)
+
+
+AT_ONCE = """
+version: 1
+name: at-once
+faults:
+  - {name: early, inject: cpu.load, target: "host=app-1", with: {percent: 50}, for: 10m}
+  - {name: late, inject: cpu.load, target: "host=app-2", with: {percent: 50}, at: 3s, for: 10m}
+"""
+
+
+def test_faults_side_by_side_begin_when_they_are_due_and_each_is_over_by_itself() -> None:
+    run = machine(AT_ONCE)
+    run.handle(Tick(60 * S))
+    (early,) = injected(run.handle(SteadyJudged(60 * S, ())))
+    assert injected(run.handle(Tick(63 * S - 1))) == []
+    (late,) = injected(run.handle(Tick(63 * S)))
+    run.handle(FaultSaid(70 * S, early, State.CLEAN))
+    assert (run.over_ns, run.phase) == ({"early": 70 * S}, Phase.INJECTING)
+    run.handle(FaultSaid(71 * S, late, State.CLEAN))
+    assert run.over_ns == {"early": 70 * S, "late": 71 * S}
+
+
+def test_a_silent_host_says_nothing_of_the_others() -> None:
+    run = machine(AT_ONCE)
+    run.handle(Tick(60 * S))
+    run.handle(SteadyJudged(60 * S, ()))
+    run.handle(Tick(63 * S))
+    run.handle(HostSilent(70 * S, "app-2"))
+    run.handle(Tick(70 * S + GIVE_UP_AFTER_NS))
+    assert {one.host: one.state for one in run.instances.values()} == {
+        "app-1": State.ORDERED,
+        "app-2": State.UNKNOWN,
+    }
 
 
 @pytest.mark.parametrize("state", [State.RESIDUE, State.UNKNOWN])
@@ -216,14 +317,32 @@ def test_a_fault_that_nobody_can_take_when_it_is_due_is_left_out_and_told() -> N
     run, (left_out,) = chosen_at_injection("fail")
     assert isinstance(left_out, LeaveOut)
     assert (left_out.instance.host, left_out.instance.state) == (NO_HOST, State.REFUSED)
-    assert run.phase is Phase.SETTLING
+    assert (left_out.reason, NO_HOST) == ("no host matched when it was due", "no host")
+    assert list(run.instances) == [fault_id(KEY, "one", "")]
+    assert (run.phase, run.over_ns) == (Phase.SETTLING, {"one": 60 * S})
 
 
 def test_a_fault_that_may_be_skipped_is_no_failure() -> None:
     run, (said,) = chosen_at_injection("skip")
-    assert isinstance(said, Say)
-    assert "if_none is skip" in said.message
-    assert run.instances == {}
+    reason = "left out: no host matched, and if_none is skip"
+    assert said == Say(EventKind.FAULT_REFUSED, "one", "", reason)
+    assert (run.instances, run.over_ns) == ({}, {"one": 60 * S})
+
+
+def test_hosts_that_were_chosen_at_injection_get_the_fault_that_they_were_chosen_for() -> None:
+    run = machine("""
+version: 1
+name: moved
+targets: {app: {selector: "role=app", resolve: at_injection}}
+faults:
+  - {name: one, inject: cpu.load, target: app, with: {percent: 50}, for: 5s}
+  - {name: two, inject: cpu.load, target: app, with: {percent: 60}, for: 5s}
+""")
+    run.handle(Tick(60 * S))
+    run.handle(SteadyJudged(60 * S, ()))
+    for name, host in (("two", "app-2"), ("one", "app-1")):
+        (ordered,) = injected(run.handle(HostsChosen(60 * S, name, (host,))))
+        assert (run.instances[ordered].fault.name, run.instances[ordered].host) == (name, host)
 
 
 def chosen_at_injection(if_none: str) -> tuple[RunMachine, list[Instruction]]:
