@@ -101,6 +101,8 @@ def test_whoever_guesses_is_not_looked_at_for_a_while_and_who_was_known_before_s
         assert 0 < int(blocked.headers["retry-after"]) <= 60
         problem(client.get("/whoami", headers={"Authorization": f"Bearer {fresh}"}), 429, "guessing")
         assert client.get("/whoami").status_code == 200
+    turned_away = [entry for entry in api.audit.refusals("self.read") if entry.origin == here]
+    assert [entry.subject for entry in turned_away[guessing.PER_ORIGIN :]] == ["guessing"] * 2, "these are told as well"
     with api.client(fresh, "127.0.0.41") as client:
         assert client.get("/whoami").status_code == 200, "another address is not blocked"
 

@@ -24,7 +24,7 @@ from brownout_controller.api.authentication import Authenticator, Bearer, Guessi
 from brownout_controller.api.bounded import BoundedRequest
 from brownout_controller.api.problems import Problem, unavailable
 from brownout_controller.api.sessions import bearer_of_session, session_of
-from brownout_controller.audit.entry import AuditEntry, Auditor, Outcome
+from brownout_controller.audit.entry import NOBODY, AuditEntry, Auditor, Outcome
 from brownout_controller.reporting.visible import visible
 from brownout_controller.store.access import TokenRow
 from brownout_controller.store.database import StoreError
@@ -214,10 +214,13 @@ class Gate:
         except Unauthenticated:
             why = "the token is not good: unknown, expired or revoked" if header else "there is no token"
             why = "the session is over" if secret else why
-            self._audit.record(AuditEntry("unknown", permission.word, route, Outcome.REFUSED, origin, why))
+            self._audit.record(AuditEntry(NOBODY, permission.word, route, Outcome.REFUSED, origin, why))
             raise _unauthenticated(why) from None
-        except Guessing as guessing:  # the wrong tokens that led here were audited; a flood must not fill the log
-            raise _too_many(guessing.wait_s) from None
+        except Guessing as guessing:
+            problem = _too_many(guessing.wait_s)
+            # one subject for whatever was asked for: the audit log counts what is alike, so a flood does not fill it
+            self._audit.record(AuditEntry(NOBODY, permission.word, "guessing", Outcome.REFUSED, origin, problem.title))
+            raise problem from None
         caller = Caller(bearer, permission, origin, route, self._audit)
         if why := cross_site(request):
             caller.tell(Outcome.REFUSED, route, why)

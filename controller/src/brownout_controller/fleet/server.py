@@ -58,7 +58,9 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         """Swap a join token for a certificate. Who shows wrong ones is kept waiting, by address."""
         origin = address_of(context)
         if (wait_s := self._guesses.wait_s(origin, "")) > 0:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"too many wrong tokens; wait {wait_s:.0f} s")
+            reason = f"too many wrong tokens; wait {wait_s:.0f} s"
+            code = grpc.StatusCode.RESOURCE_EXHAUSTED
+            await self._admission.refuse(context, "agent.enrol", NOBODY, reason, code)  # the audit log only counts it
         try:
             # The request is checked first, so that a bad one does not cost the token.
             asked = read_request(request.certificate_request_pem)

@@ -274,7 +274,7 @@ class Engine:
     def _heard(self, host: HostState, message: fleet_pb2.AgentMessage) -> None:
         match message.WhichOneof("body"):
             case "reply":
-                self._replied(message.reply)
+                self._replied(host, message.reply)
             case "report":
                 self._reported(host, message.report)
             case "lease":
@@ -284,9 +284,9 @@ class Engine:
             case "samples" | "watch" | "observer_error" | "observer_ended":
                 self._observation.heard(message, host.clock)
 
-    def _replied(self, reply: fault_pb2.OrderReply) -> None:
+    def _replied(self, host: HostState, reply: fault_pb2.OrderReply) -> None:
         instance = self.machine.instances.get(reply.fault_id)
-        if instance is None:
+        if instance is None or instance.host != host.name:
             return
         if reply.outcome == fault_pb2.OrderReply.REFUSED:
             next_step = f" ({reply.remedy})" if reply.remedy else ""

@@ -44,7 +44,9 @@ def callback(
     """A browser that comes back from the provider: a fresh session for whom the provider names."""
     origin = request.client.host if request.client else ""
     if (wait_s := here.login_guesses.wait_s(origin, "")) > 0:
-        raise Problem(429, "guessing", "too many logins came to nothing", f"wait {wait_s:.0f} s")
+        why = "too many logins came to nothing"
+        here.audit.record(AuditEntry(NOBODY, ACTION, "session", Outcome.REFUSED, origin, why))
+        raise Problem(429, "guessing", why, f"wait {wait_s:.0f} s")
     provider = _provider(here)
     try:
         attempt = _attempt(request, here, state)
