@@ -17,11 +17,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from brownout_agent.epochs import Epoch
+from brownout_agent.kernel.durable import sync_folder
+
 RENEW_AT = 2 / 3
 BACKDATED = datetime.timedelta(minutes=5)
 """Certificates begin so long before they are made: clocks of hosts run behind, and they must be good at once."""
 _RENEW_JITTER = 0.05
 _IDENTITY, _AUTHORITY, _MEMBERSHIP, _NEXT_KEY = "identity.pem", "authority.pem", "agent.json", "next-key.pem"
+_EPOCH = "epoch"
 
 
 class JoinError(Exception):
@@ -123,6 +127,31 @@ def save_membership(folder: Path, membership: Membership) -> None:
     write_durably(folder / _MEMBERSHIP, json.dumps(asdict(membership)).encode())
 
 
+def load_epoch(folder: Path) -> Epoch:
+    """The epoch that this agent obeys.
+
+    Raises:
+        JoinError: what is kept of it is damaged.
+    """
+    path = folder / _EPOCH
+    if not path.exists():
+        return Epoch()
+    try:
+        return Epoch(*map(int, path.read_text().split()))
+    except (ValueError, TypeError) as error:
+        raise JoinError(f"{path} is damaged ({error}); next: brownout-agent join ...") from error
+
+
+def save_epoch(folder: Path, epoch: Epoch) -> None:
+    """Keep the epoch that this agent obeys from now on."""
+    write_durably(folder / _EPOCH, f"{epoch.number} {epoch.day_first} {epoch.day_began_ns}".encode())
+
+
+def forget_epoch(folder: Path) -> None:
+    """Obey whoever comes first."""
+    (folder / _EPOCH).unlink(missing_ok=True)
+
+
 def load(folder: Path) -> Identity:
     """The identity in `folder`.
 
@@ -159,8 +188,4 @@ def write_durably(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(descriptor)
     fresh.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)

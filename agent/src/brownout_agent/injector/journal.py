@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from brownout_agent.kernel.clock import boot_id, boottime_ns
+from brownout_agent.kernel.durable import sync_folder
 from brownout_agent.kernel.processes import ProcessKey
 
 CAPACITY_BYTES = 4 * 2**20
@@ -315,15 +316,11 @@ def _replace_durably(path: Path, data: bytes) -> int:
         fresh.rename(path)
     except OSError:
         os.close(file)
-        fresh.unlink(missing_ok=True)  # its space is needed for the next try
+        fresh.unlink()  # its space is needed for the next try
         raise
     # From here on the new file is the journal. Should a power failure bring back the old name, no fault outlives it.
     with suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     return file
 
 

@@ -7,10 +7,13 @@ cannot tell or cannot keep refuses orders.
 import json
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-DAY_NS = 24 * 3600 * 10**9
+from brownout_agent.epochs import DAY_NS, Epoch
+from brownout_agent.kernel.durable import sync_folder
+
 _FILE_BYTES_MAX = 2**20
 
 
@@ -20,7 +23,9 @@ class LedgerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    epoch: int = 0
+    epoch: Epoch = field(default_factory=Epoch)
+    agent_id: str = ""
+    """Whose orders carried that epoch. One that joins anew is another agent, for whom epochs begin anew."""
     begun_ns: tuple[int, ...] = ()
     """Wall-clock times in the order in which they were noted."""
 
@@ -32,7 +37,6 @@ class Ledger:
         """Read it; one that cannot be read is told when it is asked."""
         self.path = folder / "ledger"
         self._trouble = ""
-        self._page = _Page()
         try:
             self._page = _read(self.path)
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -45,7 +49,18 @@ class Ledger:
         Raises:
             LedgerError: nobody knows.
         """
-        return self._known().epoch
+        return self._known().epoch.number
+
+    def raised(self, agent_id: str, epoch: int, now_ns: int) -> Epoch:
+        """The epoch of this host once an order to this agent is obeyed that carries `epoch`.
+
+        Raises:
+            EpochRefused: it must not be.
+            LedgerError: nobody knows.
+        """
+        known = self._known()
+        same = known.agent_id in {"", agent_id}  # one of an earlier release does not say whose it is
+        return (known.epoch if same else Epoch()).raised(epoch, now_ns)
 
     def begun_within_a_day(self, now_ns: int) -> int:
         """How many noted faults were begun in the 24 h before `now_ns` (wall clock); one in the future counts as well.
@@ -55,17 +70,18 @@ class Ledger:
         """
         return sum(begun_ns > now_ns - DAY_NS for begun_ns in self._known().begun_ns)
 
-    def take(self, epoch: int, begun_ns: int, counted: int) -> None:
-        """Note what an order that is about to be obeyed changes; durable when it returns.
+    def take(self, epoch: int, begun_ns: int, counted: int, agent_id: str = "") -> None:
+        """Note what an order to this agent that is about to be obeyed changes; durable when it returns.
 
         The latest `counted` beginnings are kept, whatever their age: a clock that was wrong may be set right again.
 
         Raises:
+            EpochRefused: it must not be obeyed.
             LedgerError: it could not be noted.
         """
         old = self._known()
         begun = (*old.begun_ns, begun_ns)[-counted:] if counted else old.begun_ns
-        page = _Page(max(epoch, old.epoch), begun)
+        page = _Page(self.raised(agent_id, epoch, begun_ns), agent_id, begun)
         if page == old:
             return
         try:
@@ -87,7 +103,14 @@ def _read(path: Path) -> _Page:
         return _Page()
     with os.fdopen(descriptor, "rb") as file:
         plain = json.loads(file.read(_FILE_BYTES_MAX))
-    return _Page(int(plain["epoch"]), tuple(int(begun_ns) for begun_ns in plain["begun_ns"]))
+    first, began_ns = plain.get("day", (0, 0))
+    epoch = Epoch(int(plain["epoch"]), int(first), int(began_ns))
+    return _Page(epoch, str(plain.get("agent_id", "")), tuple(int(begun_ns) for begun_ns in plain["begun_ns"]))
+
+
+def _plain(page: _Page) -> dict[str, Any]:
+    day = (page.epoch.day_first, page.epoch.day_began_ns)
+    return {"epoch": page.epoch.number, "day": day, "agent_id": page.agent_id, "begun_ns": page.begun_ns}
 
 
 def _write(path: Path, page: _Page) -> None:
@@ -95,16 +118,12 @@ def _write(path: Path, page: _Page) -> None:
     try:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(json.dumps({"epoch": page.epoch, "begun_ns": page.begun_ns}).encode())
+            file.write(json.dumps(_plain(page)).encode())
             file.flush()
             os.fsync(descriptor)
         fresh.rename(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except OSError:
         with suppress(OSError):
-            fresh.unlink(missing_ok=True)
+            fresh.unlink()
         raise

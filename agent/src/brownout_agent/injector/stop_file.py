@@ -8,6 +8,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from brownout_agent.kernel.durable import sync_folder
+
 WELL_KNOWN = Path("/etc/brownout/STOP")
 RELEASE = "on the host: brownout-injector resume"
 _REASON_BYTES_MAX = 500
@@ -51,7 +53,7 @@ class StopFile:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
 
     def release(self) -> bool:
         """Take the file away, durably; False when there was none.
@@ -62,7 +64,7 @@ class StopFile:
         there = [path for path in self.paths if os.path.lexists(path)]
         for path in there:
             path.unlink()
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         return bool(there)
 
 
@@ -75,13 +77,5 @@ def _words(path: Path) -> str:
         return " ".join(os.read(descriptor, _REASON_BYTES_MAX).decode(errors="replace").split())
     except OSError:  # a folder, or a FIFO that somebody writes to later
         return ""
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
