@@ -34,6 +34,8 @@ TEST = {
     "chromium": "chromium",
     "curl": "curl",
     "initdb": "postgresql",
+    "glewlwyd": "glewlwyd",
+    "sqlite3": "dbconfig-sqlite3",  # brings sqlite3 along, and keeps apt from choosing MariaDB's for glewlwyd
     **WATCHERS,
     **HOSTS,
 }
@@ -42,7 +44,7 @@ PROGRAMS = {"setup": {}, "demo": DEMO, "test": TEST, "bench": BENCH}
 """Program -> package that brings it, by make target."""
 LIBRARIES = {"test": {"libatomic.so.1": "libatomic1"}, "bench": {"libatomic.so.1": "libatomic1"}}
 """Library -> package, by make target: Playwright's own node is linked with it."""
-DAEMONS = ("haproxy", "nginx", "postgresql")
+DAEMONS = ("haproxy", "nginx", "postgresql", "glewlwyd")
 POLICY = Path("/usr/sbin/policy-rc.d")
 
 

@@ -1,8 +1,6 @@
 """The HTTP probe against real nginx, and against peers that misbehave as no well-made server does."""
 
 import asyncio
-import datetime
-import ipaddress
 import socket
 import ssl
 import threading
@@ -14,11 +12,8 @@ import pytest
 from brownout_agent import dialing
 from brownout_agent.observe import Sample
 from brownout_agent.probes.http import LARGEST_BODY, HttpProbe
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from tests.support.certificates import make_certificate
 from tests.support.peers import Behaviour, peer, says, says_then_hangs, says_then_resets
 from tests.support.residue import ask, nothing_left
 from tests.support.services import free_port, nginx
@@ -56,27 +51,6 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
         ca_file = tmp_path_factory.mktemp("ca") / "ca.pem"
         ca_file.write_bytes(certificate)
         yield Web(f"http://127.0.0.1:{port}", f"https://127.0.0.1:{tls_port}", str(ca_file))
-
-
-def make_certificate() -> tuple[bytes, bytes]:
-    """A self-signed certificate for 127.0.0.1 and its key, both PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "brownout test")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    return certificate.public_bytes(serialization.Encoding.PEM), key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
 
 
 def test_a_healthy_answer_is_ok_and_names_who_answered(web: Web) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from brownout_controller.access.decisions import Grant
@@ -75,14 +75,8 @@ class AccessStore:
         Raises:
             UserExists: the name is taken.
         """
-        user = User(name, tuple(grants), False, 1, time.time_ns())
-        row = {"name": name, "grants": _grants_json(user.grants), "disabled": False, "version": 1}
         with self._database.writing() as connection:
-            try:
-                connection.execute(insert(access.users), {**row, "created_ns": user.created_ns})
-            except IntegrityError as error:
-                raise UserExists(f"there is a user `{name}` already, and names are never used again") from error
-        return user
+            return insert_user(connection, name, grants)
 
     def change_user(self, name: str, grants: Iterable[Grant], disabled: bool, version: int) -> User:
         """Put new grants in place of the old ones, if nobody else did since `version`.
@@ -153,6 +147,21 @@ class AccessStore:
         table = access.tokens
         with self._database.writing() as connection:
             connection.execute(update(table).where(table.c.token_id == row.token_id).values(used_ns=now_ns))
+
+
+def insert_user(connection: Connection, name: str, grants: Iterable[Grant]) -> User:
+    """A new user, in a transaction that may hold more.
+
+    Raises:
+        UserExists: the name is taken. The transaction is of no more use.
+    """
+    user = User(name, tuple(grants), False, 1, time.time_ns())
+    row = {"name": name, "grants": _grants_json(user.grants), "disabled": False, "version": 1}
+    try:
+        connection.execute(insert(access.users), {**row, "created_ns": user.created_ns})
+    except IntegrityError as error:
+        raise UserExists(f"there is a user `{name}` already, and names are never used again") from error
+    return user
 
 
 def token_row(

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from brownout_controller.access.decisions import Grant
 from brownout_controller.access.permissions import Role
-from brownout_controller.store.access import NS_PER_S, AccessStore, Stale, User, UserExists
+from brownout_controller.store.access import NS_PER_S, AccessStore, Stale, User, UserExists, insert_user
 from brownout_controller.store.database import Database
 from brownout_controller.store.schema import logins
 
@@ -75,22 +76,17 @@ class LoginStore:
         Raises:
             LoginRefused: the name is taken, or the user is disabled.
         """
+        wanted = list(grants)
         known = self._known(issuer, subject)
         if known is None:
-            return self._add(issuer, subject, name, list(grants))
-        for _ in range(_TRIES):
-            user = self._access.user(known)
-            assert user is not None, "rows of users are never deleted"
-            if user.disabled:
-                raise LoginRefused(f"user {known} is disabled")
-            wanted = [*(grant for grant in user.grants if grant.role is Role.ADMIN), *grants]
-            if list(user.grants) == wanted:
-                return user
             try:
-                return self._access.change_user(known, wanted, user.disabled, user.version)
-            except Stale:
-                continue
-        raise LoginRefused(f"user {known} is being changed by somebody else")
+                return self._add(issuer, subject, name, wanted)
+            except UserExists as error:
+                known = self._known(issuer, subject)  # a first login beside this one may have been faster
+                if known is None:
+                    message = f"the name {name} belongs to somebody who does not come by this provider"
+                    raise LoginRefused(message) from error
+        return self._update(known, wanted)
 
     def _known(self, issuer: str, subject: str) -> str | None:
         table = logins.identities
@@ -99,13 +95,34 @@ class LoginStore:
             return connection.execute(chosen).scalar_one_or_none()
 
     def _add(self, issuer: str, subject: str, name: str, grants: list[Grant]) -> User:
-        try:
-            user = self._access.add_user(name, grants)
-        except UserExists as error:
-            raise LoginRefused(f"the name {name} belongs to somebody who does not come by this provider") from error
+        """User and identity at once: a name without its identity would let nobody in, for good.
+
+        Raises:
+            UserExists: the name is taken, or the subject has a user by now.
+        """
+        identity = {"issuer": issuer, "subject": subject, "user": name}
         with self._database.writing() as connection:
-            connection.execute(insert(logins.identities), {"issuer": issuer, "subject": subject, "user": name})
+            user = insert_user(connection, name, grants)
+            try:
+                connection.execute(insert(logins.identities), identity)
+            except IntegrityError as error:
+                raise UserExists(f"{subject} of {issuer} has a user already") from error
         return user
+
+    def _update(self, name: str, grants: list[Grant]) -> User:
+        for _ in range(_TRIES):
+            user = self._access.user(name)
+            assert user is not None, "rows of users are never deleted"
+            if user.disabled:
+                raise LoginRefused(f"user {name} is disabled")
+            wanted = [*(grant for grant in user.grants if grant.role is Role.ADMIN), *grants]
+            if list(user.grants) == wanted:
+                return user
+            try:
+                return self._access.change_user(name, wanted, user.disabled, user.version)
+            except Stale:
+                continue
+        raise LoginRefused(f"user {name} is being changed by somebody else")
 
     def open(self, secret: str, user: str, instead_of: str = "") -> SessionRow:
         """A session for whoever shows `secret`; the one that the browser had before ends."""

@@ -1,0 +1,59 @@
+"""Logins as they are kept, on both kinds of database."""
+
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+from brownout_controller.access.decisions import Grant
+from brownout_controller.access.permissions import Role
+from brownout_controller.store.access import AccessStore, User
+from brownout_controller.store.database import Database
+from brownout_controller.store.logins import LoginRefused, LoginStore
+
+ISSUER = "https://id.example"
+ROUNDS, AT_ONCE = 20, 4
+
+
+def at_once(store: LoginStore, subjects: list[str], names: list[str]) -> list[User | LoginRefused]:
+    """First logins that begin together; what became of each."""
+    together = Barrier(len(names))
+
+    def log_in(subject: str, name: str) -> User | LoginRefused:
+        together.wait(30)
+        try:
+            return store.user_of(ISSUER, subject, name, [Grant(Role.OPERATOR)])
+        except LoginRefused as refusal:
+            return refusal
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        return list(pool.map(log_in, subjects, names))
+
+
+def test_first_logins_of_one_person_at_once_are_one_user(database: Database) -> None:
+    store = LoginStore(database)
+    for _ in range(ROUNDS):
+        subject, name = secrets.token_hex(8), f"mary-{secrets.token_hex(4)}"
+        found = at_once(store, [subject] * AT_ONCE, [name] * AT_ONCE)
+        assert [one.name if isinstance(one, User) else one for one in found] == [name] * AT_ONCE
+
+
+def test_first_logins_of_one_person_under_several_names_are_one_user(database: Database) -> None:
+    store = LoginStore(database)
+    subject = secrets.token_hex(8)
+    found = at_once(store, [subject] * AT_ONCE, [f"mary-{n}" for n in range(AT_ONCE)])
+    names = {one.name if isinstance(one, User) else "" for one in found}
+    assert len(names) == 1
+    assert {user.name for user in AccessStore(database).users()} == names - {""}, "no name was used up by the others"
+
+
+def test_of_several_persons_who_want_a_name_at_once_one_has_it_and_the_others_are_told(database: Database) -> None:
+    store = LoginStore(database)
+    subjects = [secrets.token_hex(8) for _ in range(AT_ONCE)]
+    found = at_once(store, subjects, ["mary"] * AT_ONCE)
+    assert sum(isinstance(one, User) for one in found) == 1
+    assert all("belongs to somebody" in str(one) for one in found if isinstance(one, LoginRefused))
+    (owner,) = [subject for subject, one in zip(subjects, found, strict=True) if isinstance(one, User)]
+    assert store.user_of(ISSUER, owner, "mary", []).name == "mary"
+    with pytest.raises(LoginRefused):
+        store.user_of(ISSUER, "somebody else", "mary", [])
