@@ -120,7 +120,9 @@ def test_an_agent_that_never_heard_of_its_renewal_goes_on_and_asks_again(tmp_pat
                 assert await serving.fleet.wait_for(1, 20)
                 (host,) = serving.fleet.connected
                 assert host.session is not None
-                host.session.send(fleet_pb2.ControllerMessage(welcome=fleet_pb2.Welcome(renew=True, epoch=2**40)))
+                host.session.send(
+                    fleet_pb2.ControllerMessage(welcome=fleet_pb2.Welcome(renew=True, epoch=host.session.epoch))
+                )
                 await until(lambda: load(home).certificate_pem == lost.certificate_pem)
                 await until(lambda: serving.identities.agents()[0].withdrawn_as is None and used(serving, lost))
             assert not (home / "next-key.pem").exists()

@@ -65,7 +65,7 @@ def written(**more: Any) -> fault_pb2.Inject:
 
 def test_an_order_is_read_field_by_field_in_seconds() -> None:
     parameters = {"percent": 50, "cores": ["0", "1"]}
-    assert read_order(written(), "me") == Order("id-1", "run-1", "staging", "cpu.load", parameters, 1.5, 0.25, 7)
+    assert read_order(written(), "me") == Order("id-1", "run-1", "staging", "cpu.load", parameters, 1.5, 0.25, 7, "me")
 
 
 def test_an_order_without_an_epoch_has_the_lowest() -> None:

@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+from brownout_agent.epochs import EPOCH_MAX
 from brownout_controller.store import owners
 from brownout_controller.store.database import Database
-from brownout_controller.store.identities import Identities
 from brownout_controller.store.owners import Owners
+from brownout_controller.store.schema import identities
+from sqlalchemy import insert
 
 
 def test_an_epoch_rises_with_every_take_over_and_stays_for_the_owner(database: Database) -> None:
@@ -24,9 +26,19 @@ def test_an_epoch_rises_with_every_take_over_and_stays_for_the_owner(database: D
 
 
 def test_it_begins_above_every_epoch_that_counted_for_all_hosts(database: Database) -> None:
-    identities = Identities(database)
-    last = [identities.take_epoch() for _ in range(3)][-1]
-    assert Owners(database).take("host", "a") == last + 1
+    with database.writing() as connection:
+        connection.execute(insert(identities.epochs), [{"taken_ns": at_ns} for at_ns in range(3)])
+    assert Owners(database).take("host", "a") == 4
+    assert Owners(database).take("other", "a", seen_epoch=2) == 4
+    assert Owners(database).take("third", "a", seen_epoch=7) == 8
+
+
+def test_a_host_that_obeyed_more_than_stands_here_gets_an_epoch_beyond_that(database: Database) -> None:
+    """As after a backup was restored."""
+    one = Owners(database)
+    assert [one.take("host", "a", seen) for seen in (0, 1, 57, 58, 57)] == [1, 1, 58, 58, 58]
+    assert [one.take("host", "b", seen) for seen in (58, 59, 70)] == [59, 59, 71]
+    assert one.take("new", "b", EPOCH_MAX) == EPOCH_MAX + 1
 
 
 def test_controllers_that_fight_for_a_host_get_an_epoch_each(database: Database) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import grpc
 from brownout_protos.v1 import fleet_pb2, fleet_pb2_grpc
 
-from brownout_agent.agent.identity import Identity, JoinError, Membership, new_key, request_for, save
+from brownout_agent.agent.identity import Identity, JoinError, Membership, forget_epoch, new_key, request_for, save
 from brownout_agent.agent.stream import CHANNEL_OPTIONS
-from brownout_agent.agent.trust import NotTrusted, controllers_of, fetch_authority
+from brownout_agent.agent.trust import NotTrusted, check_certificate, check_succession, controllers_of, fetch_authority
 from brownout_agent.host_log import HostLog
 
 RETRY_EVERY_S = 0.5
@@ -56,8 +56,11 @@ async def _enrol(folder: Path, membership: Membership, token: str, authority: by
             if error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
                 raise ConnectionError(error.details()) from error
             raise JoinError(f"{target} refused: {error.details()}") from error
+    check_succession(authority, answer.authority_pem)
+    check_certificate(answer.certificate_pem, key_pem, answer.agent_id)
     joined = replace(membership, agent_id=answer.agent_id)
     identity = Identity(joined, key_pem, answer.certificate_pem, answer.authority_pem)
     save(folder, identity)
+    forget_epoch(folder)  # another agent: what was told to the last one counts no more
     log.info("joined as %s (%s)", membership.name, answer.agent_id)
     return identity

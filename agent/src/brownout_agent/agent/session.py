@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,14 @@ from brownout_protos.v1 import fault_pb2, fleet_pb2, injector_pb2
 from brownout_agent import __version__
 from brownout_agent.agent.control_trial import ControlTrials
 from brownout_agent.agent.controllers import CONTROLLERS_MAX, Addresses, Controllers, is_address
-from brownout_agent.agent.identity import Identity, save_authority, save_membership, write_durably
+from brownout_agent.agent.identity import Identity, load_epoch, save_authority, save_epoch, save_membership
 from brownout_agent.agent.link import InjectorLink
 from brownout_agent.agent.observers import Observers
 from brownout_agent.agent.outbox import Outbox
 from brownout_agent.agent.renewing import renew, retry_in_s
 from brownout_agent.agent.stream import Stream, why_not
-from brownout_agent.agent.trust import NotTrusted, controllers_of
+from brownout_agent.agent.trust import NotTrusted, check_succession
+from brownout_agent.epochs import EpochRefused
 from brownout_agent.fingerprint import nothing_read, to_wire
 from brownout_agent.host_log import HostLog
 from brownout_agent.kernel.clock import boot_id, boottime_ns
@@ -36,10 +38,6 @@ OBSERVERS_ALONE_S = 120.0
 """How long probes go on without a controller."""
 
 log = logging.getLogger(__name__)
-
-
-class StaleController(Exception):
-    """A controller with a smaller epoch than one that this host has obeyed."""
 
 
 class Agent:
@@ -61,7 +59,7 @@ class Agent:
         self._faults: dict[str, fault_pb2.FaultReport] = {}
         self._greeted = False
         self._renew_now = asyncio.Event()
-        self._epoch = _read_epoch(folder)
+        self._epoch = load_epoch(folder)
         self._heard_ns = boottime_ns()
 
     async def run(self) -> None:
@@ -81,10 +79,10 @@ class Agent:
             self._link.inspect()
             await self._wait_inspected()
             await self._converse(await self._open(where))
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, StaleController, NotTrusted, OSError) as error:
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, EpochRefused, NotTrusted, OSError) as error:
             why = why_not(error, self._identity)
             log.info("no session with %s: %s", where, why)
-            if isinstance(error, (StaleController, NotTrusted)) or "CERTIFICATE_VERIFY_FAILED" in why:
+            if isinstance(error, (EpochRefused, NotTrusted)) or "CERTIFICATE_VERIFY_FAILED" in why:
                 self._copy.keep_if_new("unknown", "controller.session", where, "refused", why)
 
     async def _keep_exempt(self) -> None:
@@ -160,7 +158,7 @@ class Agent:
         while True:
             try:
                 return await self._open(stream.where)
-            except (grpc.aio.AioRpcError, NotTrusted, OSError) as error:
+            except (grpc.aio.AioRpcError, EpochRefused, NotTrusted, OSError) as error:
                 log.warning("the old certificate stays in use: %s", why_not(error, self._identity))
                 await asyncio.sleep(random.uniform(*_SUCCEED_AFTER_S))  # noqa: S311 - spreads reconnects
 
@@ -175,6 +173,9 @@ class Agent:
                 log.warning("the certificate could not be renewed: %s", error.details())
                 await asyncio.sleep(retry_in_s(self._identity))
                 continue
+            except NotTrusted as error:
+                self._copy.keep_if_new("unknown", "controller.renew", stream.where, "refused", str(error))
+                raise
             self._identity = replace(renewed, membership=self._identity.membership)
             save_membership(self._folder, self._identity.membership)  # controllers may have come while it was renewed
             self._renew_now.clear()
@@ -198,7 +199,7 @@ class Agent:
             boot_id=boot_id(),
             capabilities=self._inspection.capabilities,
             faults=self._faults.values(),
-            epoch_seen=self._epoch,
+            epoch_seen=self._epoch.number,
             policy=self._inspection.policy if self._link.attached else self._link.trouble,
             injector_attached=self._link.attached,
             environment=self._inspection.environment,
@@ -252,13 +253,15 @@ class Agent:
 
     def _welcomed(self, welcome: fleet_pb2.Welcome) -> None:
         """Said first, and again when the authorities change."""
+        others = welcome.authority_pem if welcome.authority_pem != self._identity.authority_pem else b""
+        if others:
+            check_succession(self._identity.authority_pem, others)  # before anything that it says is kept
         self._accept_epoch(welcome.epoch)
         self._controllers.welcomed()
         self._learn(welcome.controllers)
-        if welcome.authority_pem and welcome.authority_pem != self._identity.authority_pem:
-            controllers_of(welcome.authority_pem)  # else no controller could be reached any more
-            save_authority(self._folder, welcome.authority_pem)
-            self._identity = replace(self._identity, authority_pem=welcome.authority_pem)
+        if others:
+            save_authority(self._folder, others)
+            self._identity = replace(self._identity, authority_pem=others)
             log.info("the controller's authorities have changed")
         if welcome.renew:
             self._renew_now.set()
@@ -279,8 +282,8 @@ class Agent:
             self._refuse(order.fault_id, f"the order is for agent {order.agent_id or 'nobody'}, and this is {own_id}")
         elif order.session != session:
             self._refuse(order.fault_id, "the order is of another session: replayed, or late")
-        elif order.epoch < self._epoch:
-            self._refuse(order.fault_id, f"epoch {order.epoch} is older than {self._epoch}, which this host obeys")
+        elif order.epoch != self._epoch.number:
+            self._refuse(order.fault_id, f"it carries epoch {order.epoch}; this host obeys {self._epoch.number}")
         elif trouble := self._not_kept(order):
             self._refuse(order.fault_id, f"this host's own copy of the order cannot be kept: {trouble}", "make room")
         elif not self._link.inject(order):
@@ -296,7 +299,7 @@ class Agent:
         return ""
 
     def _renew(self, order: fault_pb2.RenewLease) -> None:
-        if order.epoch >= self._epoch:
+        if order.epoch == self._epoch.number:
             self._link.renew(order)
 
     def _stop(self, order: fault_pb2.Stop) -> None:
@@ -324,11 +327,10 @@ class Agent:
         self._outbox.put(fleet_pb2.AgentMessage(reply=reply))
 
     def _accept_epoch(self, epoch: int) -> None:
-        if epoch < self._epoch:
-            raise StaleController(f"its epoch {epoch} is older than {self._epoch}, which this host obeys")
-        if epoch > self._epoch:
-            write_durably(self._folder / "epoch", str(epoch).encode())
-            self._epoch = epoch
+        raised = self._epoch.raised(epoch, time.time_ns())
+        if raised != self._epoch:
+            save_epoch(self._folder, raised)
+            self._epoch = raised
             self._observers.end_all()  # another controller's; it asks for its own
 
     # ---- what the injector says -------------------------------------------------------------------------------
@@ -369,8 +371,3 @@ class Agent:
     def _say_lease(self) -> None:
         status = fleet_pb2.LeaseStatus(injector_attached=self._link.attached, detail=self._link.trouble)
         self._outbox.put(fleet_pb2.AgentMessage(lease=status))
-
-
-def _read_epoch(folder: Path) -> int:
-    path = folder / "epoch"
-    return int(path.read_text()) if path.exists() else 0

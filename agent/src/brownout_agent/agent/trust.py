@@ -10,6 +10,7 @@ import hashlib
 import re
 import socket
 import ssl
+from collections.abc import Iterable
 from typing import Any
 
 from cryptography import x509
@@ -58,10 +59,11 @@ def fetch_authority(host: str, port: int, pin: str) -> bytes:
             "Next: compare with `brownout token create` on the controller"
         )
     shown = b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in chain[1:])
-    intermediates = x509.load_pem_x509_certificates(controllers_of(shown, pin))
+    controllers_pem = controllers_of(shown, pin)
+    intermediates = x509.load_pem_x509_certificates(controllers_pem)
     if not any(_signed(chain[0], intermediate) for intermediate in intermediates) or not _is_controller(chain[0]):
         raise NotTrusted(f"{host}:{port} shows a certificate that is no controller's. Next: ask who runs it")
-    return shown
+    return controllers_pem + root.public_bytes(serialization.Encoding.PEM)
 
 
 def controllers_of(bundle_pem: bytes, pin: str = "") -> bytes:
@@ -73,15 +75,91 @@ def controllers_of(bundle_pem: bytes, pin: str = "") -> bytes:
     Raises:
         NotTrusted: there is none.
     """
-    try:
-        bundle = x509.load_pem_x509_certificates(bundle_pem)
-    except ValueError as error:
-        raise NotTrusted(f"the authorities cannot be read: {error}") from error
-    roots = [one for one in bundle if one.issuer == one.subject and (not pin or pin_of(one) == pin)]
+    bundle = _read(bundle_pem)
+    roots = [root for root in _roots(bundle) if not pin or pin_of(root) == pin]
     found = [one for one in bundle if _signs_for_servers(one) and any(_signed(one, root) for root in roots)]
     if not found:
         raise NotTrusted("no controllers' authority stands below the root. Next: brownout-agent join ...")
     return b"".join(one.public_bytes(serialization.Encoding.PEM) for one in found)
+
+
+def check_succession(kept_pem: bytes, told_pem: bytes) -> None:
+    """Let a bundle pass that may take the place of the kept one.
+
+    A controller's word alone adds no root: one of them must be known, and a known root must have signed each new one.
+    Only who rotates has a root's key; a controller that was stolen may have but the intermediates'.
+
+    Raises:
+        NotTrusted: it must not; nothing of it may be kept.
+    """
+    known = {pin_of(root): root for root in _roots(_read(kept_pem))}
+    told = _read(told_pem)
+    roots = _roots(told)
+    if not any(pin_of(root) in known for root in roots):
+        raise NotTrusted(
+            "this controller tells of authorities among which is no root that this host knows. Next: ask who runs it; "
+            "if the authority was founded anew, join again with a new token"
+        )
+    for root in roots:
+        if not any(_signs_for_servers(one) and _signed(one, root) for one in told):
+            raise NotTrusted(
+                f"this controller tells of a root, {pin_of(root)}, without a controllers' authority below it"
+            )
+        if pin_of(root) not in known and not any(_vouches(one, root, known.values()) for one in told):
+            raise NotTrusted(
+                f"this controller tells of a new root, {pin_of(root)}, that no root known to this host has signed. "
+                "Next: ask who runs it; a rotation that an earlier version began must be taken back (docs/identity.md)"
+            )
+
+
+def check_certificate(certificate_pem: bytes, key_pem: bytes, agent_id: str) -> None:
+    """Let a certificate pass that can take the place of the one in use: for this key and this agent.
+
+    Raises:
+        NotTrusted: it is of no use here; the one in use is to be kept.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_pem)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise NotTrusted(f"this controller gives a certificate that is none: {error}") from error
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    key = serialization.load_pem_private_key(key_pem, password=None)
+    if certificate.public_key() != key.public_key() or not any(uri.endswith(f"/agent/{agent_id}") for uri in uris):
+        raise NotTrusted(f"this controller gives a certificate that is not agent {agent_id}'s")
+
+
+def _read(bundle_pem: bytes) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(bundle_pem)
+    except ValueError as error:
+        raise NotTrusted(f"the authorities cannot be read: {error}") from error
+
+
+def _roots(bundle: Iterable[x509.Certificate]) -> list[x509.Certificate]:
+    return [one for one in bundle if one.issuer == one.subject]
+
+
+def _vouches(certificate: x509.Certificate, root: x509.Certificate, known: Iterable[x509.Certificate]) -> bool:
+    """Whether a known root says by this certificate that `root` is one.
+
+    An intermediate of a known root says nothing of the kind, though it may well be for a key that was stolen.
+    """
+    try:
+        basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except x509.ExtensionNotFound:
+        return False
+    is_for_root = certificate.subject == root.subject and pin_of(certificate) == pin_of(root)
+    above_others = basic.ca and basic.path_length != 0 and not _is_bound_to_a_use(certificate)
+    return is_for_root and above_others and any(_signed(certificate, one) for one in known)
+
+
+def _is_bound_to_a_use(certificate: x509.Certificate) -> bool:
+    try:
+        certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
+    except x509.ExtensionNotFound:
+        return False
+    return True
 
 
 def _signs_for_servers(certificate: x509.Certificate) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from brownout_agent.epochs import EpochRefused
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Facts, Fault, FaultParameters, Host, Refusal
 from brownout_agent.injector.journal import Entry, Mark
@@ -73,9 +74,11 @@ class Admission:
             name = ".".join(str(part) for part in first["loc"])
             raise Refusal(f"{order.kind}: parameter {name}: {first['msg']}") from error
         with self._asking_the_ledger() as ledger:
-            if order.epoch < ledger.epoch:
-                reason = f"epoch {order.epoch} is older than {ledger.epoch}, which this host obeys"
-                raise Refusal(reason, f"another controller owns this host; if it must not, remove {ledger.path}")
+            try:
+                ledger.raised(order.agent_id, order.epoch, time.time_ns())
+            except EpochRefused as error:
+                remedy = f"another controller owns this host; if it must not, join again, or remove {ledger.path}"
+                raise Refusal(str(error), remedy) from error
             begun = ledger.begun_within_a_day(time.time_ns())
         situation = Situation(datetime.now(UTC), running, begun, idle_s(past, boot_id(), boottime_ns()))
         self.policy.check(order, fault, parameters, situation)
@@ -88,13 +91,15 @@ class Admission:
             Refusal: that could not be noted, so it must not be obeyed.
         """
         with self._asking_the_ledger() as ledger:
-            ledger.take(order.epoch, time.time_ns(), self.policy.per_day)
+            ledger.take(order.epoch, time.time_ns(), self.policy.per_day, order.agent_id)
         return replace(order, lease_s=self.policy.lease_s(order.lease_s))
 
     @contextmanager
     def _asking_the_ledger(self) -> Iterator[Ledger]:
         try:
             yield self._ledger
+        except EpochRefused as error:  # the owner has changed while the order was looked at
+            raise Refusal(str(error)) from error
         except LedgerError as error:
             remedy = f"make room or mend it; removing {self._ledger.path} forgets epochs and counts"
             raise Refusal(f"what this host has obeyed cannot be kept: {error}", remedy) from error

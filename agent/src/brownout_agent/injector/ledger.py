@@ -103,8 +103,9 @@ def _read(path: Path) -> _Page:
         return _Page()
     with os.fdopen(descriptor, "rb") as file:
         plain = json.loads(file.read(_FILE_BYTES_MAX))
-    first, began_ns = plain.get("day", (0, 0))
-    epoch = Epoch(int(plain["epoch"]), int(first), int(began_ns))
+    number = int(plain["epoch"])
+    first, began_ns = plain.get("day", (0, 0))  # an earlier release wrote none
+    epoch = Epoch(number, int(first), int(began_ns))
     return _Page(epoch, str(plain.get("agent_id", "")), tuple(int(begun_ns) for begun_ns in plain["begun_ns"]))
 
 

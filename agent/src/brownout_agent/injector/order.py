@@ -27,6 +27,8 @@ class Order:
     lease_s: float
     epoch: int = 0
     """Of the controller that gives it: the owner of this host has the largest."""
+    agent_id: str = ""
+    """Whom it came through."""
 
 
 def check_id(fault_id: str) -> None:
@@ -64,6 +66,7 @@ def read_order(inject: fault_pb2.Inject, attached_agent_id: str) -> Order:
         duration_s=inject.duration_ms / 1_000,
         lease_s=inject.lease_ms / 1_000,
         epoch=inject.epoch,
+        agent_id=inject.agent_id,
     )
 
 

@@ -31,6 +31,7 @@ from brownout_controller.fleet.certificates import (
     Signer,
     make_intermediate,
     make_root,
+    make_vouch,
     private_pem,
     sign_leaf,
 )
@@ -40,7 +41,7 @@ from brownout_controller.store.identities import Certified
 
 AGENT_LIFE = datetime.timedelta(hours=24)
 SERVER_LIFE = datetime.timedelta(days=30)
-_ROOT = "root"
+_ROOT, _VOUCHES = "root", "vouches"
 
 
 class RequestRefused(Exception):
@@ -127,8 +128,13 @@ class Authority:
 
     @property
     def bundle_pem(self) -> bytes:
-        """What agents keep to know controllers by: root and controllers' intermediate of each trusted generation."""
-        return b"".join(one.controllers.certificate_pem + one.root_pem for one in self._trusted)
+        """What agents keep to know controllers by: root and controllers' intermediate of each trusted generation.
+
+        While there are two, each root's word for the other stands beside them: agents take no new root without it.
+        """
+        new = self.rotation.new
+        vouches = b"" if new is None else self._keys.generations[new].vouches_pem
+        return b"".join(one.controllers.certificate_pem + one.root_pem for one in self._trusted) + vouches
 
     @property
     def bundle_digest(self) -> str:
@@ -220,7 +226,7 @@ class Authority:
         with self._alone():
             for number in rotation.trusted:
                 if not (self.folder / str(number)).is_dir():
-                    self._make(number, self.cluster)
+                    self._make(number, self.cluster, before=self._root(rotation.old))
             self._keep(rotation, self.cluster)
             for number in set(self._keys.generations) - set(rotation.trusted):
                 self._forget(number)
@@ -242,13 +248,17 @@ class Authority:
         self._make(1, cluster)
         self._keep(Rotation(Phase.STANDBY, 1, None, time.time_ns()), cluster)
 
-    def _make(self, number: int, cluster: str) -> None:
+    def _make(self, number: int, cluster: str, before: Signer | None = None) -> None:
         root = make_root(cluster, _now())
         fresh = self.folder / f"{number}.new"
         fresh.mkdir(mode=0o700, exist_ok=True)  # it may be there of an attempt that was cut off
         write_durably(fresh / f"{_ROOT}.pem", root.pem)
         for role in (AGENTS, CONTROLLERS):
             write_durably(fresh / f"{role}.pem", make_intermediate(root, cluster, role, _now()).pem)
+        if before is not None:
+            vouches = make_vouch(before, root), make_vouch(root, before)
+            pem = b"".join(one.public_bytes(serialization.Encoding.PEM) for one in vouches)
+            write_durably(fresh / f"{_VOUCHES}.pem", pem)
         fresh.rename(self.folder / str(number))
 
     def _keep(self, rotation: Rotation, cluster: str) -> None:
@@ -268,7 +278,11 @@ class Authority:
             Signer.from_pem(read_own(self.folder / str(number) / f"{role}.pem"))
             for role in (_ROOT, AGENTS, CONTROLLERS)
         )
-        return Generation(root.certificate, agents, controllers)
+        vouches = self.folder / str(number) / f"{_VOUCHES}.pem"
+        return Generation(root.certificate, agents, controllers, read_own(vouches) if vouches.exists() else b"")
+
+    def _root(self, number: int) -> Signer:
+        return Signer.from_pem(read_own(self.folder / str(number) / f"{_ROOT}.pem"))
 
     def _signed_by(self, certificate: x509.Certificate) -> int | None:
         try:

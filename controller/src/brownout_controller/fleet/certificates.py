@@ -54,6 +54,16 @@ def make_root(cluster: str, now: datetime.datetime) -> Signer:
     return Signer(key, builder.sign(key, hashes.SHA256()))
 
 
+def make_vouch(root: Signer, other: Signer) -> x509.Certificate:
+    """One root's word that another is one of the same cluster: agents that know the first may then know the second.
+
+    Known from an intermediate by its path length and by having no extended usage (`brownout_agent.agent.trust`).
+    """
+    begins = other.certificate.not_valid_before_utc + BACKDATED
+    builder = _authority(other.certificate.subject, root.certificate.subject, other.key, begins, path_length=1)
+    return builder.add_extension(_issuer(root), critical=False).sign(root.key, hashes.SHA256())
+
+
 def make_intermediate(root: Signer, cluster: str, role: str, now: datetime.datetime) -> Signer:
     """The intermediate of one role (`agents`, `controllers`), good for that role's certificates only."""
     key = ec.generate_private_key(ec.SECP256R1())

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from brownout_controller.fleet.certificates import AGENTS, CONTROLLERS, Signer
 from brownout_controller.fleet.rotation import Phase, Rotation
 
-_ROOT = "root"
+_ROOT, _VOUCHES = "root", "vouches"
 
 
 class WrongKey(Exception):
@@ -31,6 +31,8 @@ class Generation:
     root: x509.Certificate
     agents: Signer
     controllers: Signer
+    vouches_pem: bytes = b""
+    """Its root signed by the one before it, and that one by its root; empty for the first."""
 
     @property
     def root_pem(self) -> bytes:
@@ -78,7 +80,7 @@ def seal(shared: Shared, key: bytes) -> bytes:
     keys = shared.keys
     generations = {
         str(number): {_ROOT: one.root_pem.decode(), AGENTS: one.agents.pem.decode(),
-                      CONTROLLERS: one.controllers.pem.decode()}
+                      CONTROLLERS: one.controllers.pem.decode(), _VOUCHES: one.vouches_pem.decode()}
         for number, one in keys.generations.items()
     }  # fmt: skip
     document = {
@@ -105,6 +107,7 @@ def unseal(sealed: bytes, key: bytes) -> Shared:
             x509.load_pem_x509_certificate(one[_ROOT].encode()),
             Signer.from_pem(one[AGENTS].encode()),
             Signer.from_pem(one[CONTROLLERS].encode()),
+            one.get(_VOUCHES, "").encode(),  # what was sealed by an earlier release has none
         )
         for number, one in document["generations"].items()
     }

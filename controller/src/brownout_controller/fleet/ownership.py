@@ -53,14 +53,14 @@ class Ownership:
         self._shown: dict[str, str] = {}
         self._leaving: set[asyncio.Task[None]] = set()
 
-    async def take(self, agent_id: str) -> int:
-        """Own a host from now on; the epoch that its orders must carry.
+    async def take(self, agent_id: str, seen_epoch: int) -> int:
+        """Own a host from now on, which says up to where it obeyed; the epoch that its orders must carry.
 
         Raises:
             StoreError: it could not be taken.
         """
         self._shown.pop(agent_id, None)
-        return await asyncio.to_thread(self._owners.take, agent_id, self._controller_id)
+        return await asyncio.to_thread(self._owners.take, agent_id, self._controller_id, seen_epoch)
 
     async def run(self, welcome_again: Callable[[], None]) -> None:
         """Keep fleet and database in step until cancelled; `welcome_again` tells every agent of other controllers."""

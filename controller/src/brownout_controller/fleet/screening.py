@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from brownout_agent.epochs import EPOCH_MAX
 from brownout_protos.v1 import fault_pb2, fleet_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -78,6 +79,8 @@ def _check_fields(message: Message) -> None:
 
 
 def _check_hello(hello: fleet_pb2.Hello) -> None:
+    if hello.epoch_seen > EPOCH_MAX:
+        raise Absurd(f"Hello.epoch_seen: {hello.epoch_seen} is larger than any epoch")
     if not _HOST.fullmatch(hello.host):
         raise Absurd(f"Hello.host: no host name; a-z, 0-9, dots and dashes, at most {NAME_CHARACTERS}")
     if len(hello.labels) > LABELS:

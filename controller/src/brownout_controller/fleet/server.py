@@ -108,7 +108,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         hello = await self._greeting(peer, request_iterator, context)
         await self._admission.named(context, "agent.session", peer, hello.host)
         await self._challenge(peer, context)
-        epoch = await self._take(peer, context)
+        epoch = await self._take(peer, hello.epoch_seen, context)
         host = await self._admit(peer, hello, context)
         session = self._begin(peer, host, epoch)
         tasks: list[asyncio.Task[None]] = []
@@ -157,9 +157,9 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         session.when_cut(let_go)
         return session
 
-    async def _take(self, peer: Peer, context: Context) -> int:
+    async def _take(self, peer: Peer, seen_epoch: int, context: Context) -> int:
         try:
-            epoch = await self._ownership.take(peer.agent_id)
+            epoch = await self._ownership.take(peer.agent_id, seen_epoch)
         except StoreError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         return epoch

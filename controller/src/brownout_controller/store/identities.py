@@ -1,4 +1,4 @@
-"""Who may connect: join tokens, the agents that came of them, who was turned out again, and the owner epoch."""
+"""Who may connect: join tokens, the agents that came of them, and who was turned out again."""
 
 import hashlib
 import secrets
@@ -197,13 +197,6 @@ class Identities:
         wanted = select(table.c.agent_id).where(table.c.agent_id == agent_id, table.c.withdrawn_ns.is_(None))
         with self._database.reading() as connection:
             return connection.execute(wanted).first() is not None
-
-    def take_epoch(self) -> int:
-        """A number larger than every controller before this one had; hosts refuse orders with a smaller one."""
-        with self._database.writing() as connection:
-            row = connection.execute(insert(identities.epochs), {"taken_ns": time.time_ns()}).inserted_primary_key
-        assert row is not None
-        return int(row[0])
 
     @staticmethod
     def _standing(connection: Connection, agent_id: str) -> Row[Any]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import case, delete, func, insert, select, update
+from sqlalchemy import BigInteger, case, cast, delete, func, insert, literal, select, update
 
 from brownout_controller.store.database import Database, StoreError
 from brownout_controller.store.locks import lock_file, try_lock
@@ -132,13 +132,17 @@ class Owners:
         folder = self._database.folder
         return None if folder is None else folder / f"controller-{controller_id}.lock"
 
-    def take(self, agent_id: str, controller_id: str) -> int:
+    def take(self, agent_id: str, controller_id: str, seen_epoch: int = 0) -> int:
         """Own a host from now on, whoever owned it before; returns the epoch that its orders must carry.
 
-        It rises when another controller had the host, and stays for one whose agent merely came back.
+        It rises when another controller had the host, and stays for one whose agent merely came back. A host that has
+        seen a larger one (`seen_epoch`) than stands here, since a backup was restored, gets one beyond that.
         """
         # Before there were owners of single hosts, one epoch counted for all; hosts remember it.
-        first = select(func.coalesce(func.max(identities.epochs.c.epoch), 0) + 1).scalar_subquery()
+        highest = select(cast(func.coalesce(func.max(identities.epochs.c.epoch), 0), BigInteger)).scalar_subquery()
+        seen = literal(seen_epoch, BigInteger)
+        first = case((highest > seen, highest), else_=seen) + 1
+        is_behind = _HOSTS.c.epoch < seen
         with self._database.writing() as connection:
             expires_ns = self._database.now_ns(connection) + DEAD_AFTER_NS
             taking = insert_into(connection, _HOSTS).values(
@@ -148,7 +152,7 @@ class Owners:
             taken = taking.on_conflict_do_update(
                 index_elements=[_HOSTS.c.agent_id],
                 set_={
-                    "epoch": case((same, _HOSTS.c.epoch), else_=_HOSTS.c.epoch + 1),
+                    "epoch": case((is_behind, seen + 1), (same, _HOSTS.c.epoch), else_=_HOSTS.c.epoch + 1),
                     "controller_id": taking.excluded.controller_id,
                     "description": case((same, _HOSTS.c.description), else_=None),
                     "expires_ns": taking.excluded.expires_ns,
