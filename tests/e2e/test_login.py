@@ -14,7 +14,9 @@ from brownout_controller.access.guessing import PER_ORIGIN
 from brownout_controller.access.permissions import Role
 from brownout_controller.api.oidc import OidcSettings, Provider, ProviderAway, read_settings
 from brownout_controller.api.sessions import LOGIN_COOKIE, SESSION_COOKIE
-from brownout_controller.audit.entry import Outcome
+from brownout_controller.audit.entry import NOBODY, Outcome
+from brownout_controller.store.schema.logins import attempts
+from sqlalchemy import func, select
 
 from tests.support.api_server import ApiServer
 from tests.support.glewlwyd import Glewlwyd, Person, glewlwyd
@@ -182,7 +184,38 @@ def test_logins_that_come_to_nothing_are_slowed_down(api: ApiServer) -> None:
     browser = api.client(address=next(ADDRESSES))
     for _ in range(PER_ORIGIN):
         assert browser.get("/auth/callback", params={"state": "x", "code": "y"}).status_code == 401
-    assert browser.get("/auth/callback", params={"state": "x", "code": "y"}).status_code == 429
+    slowed_down(api, browser.get("/auth/callback", params={"state": "x", "code": "y"}), "came to nothing")
+
+
+def test_nobody_begins_more_logins_than_a_person_would_and_who_is_on_the_way_back_still_comes_in(
+    api: ApiServer, mary: Person
+) -> None:
+    address = next(ADDRESSES)
+    browser = api.client(address=address)
+    brought = begin(browser, mary)
+    with api.client(address=address) as flood:
+        for _ in range(PER_ORIGIN - 1):
+            assert flood.get("/auth/login").status_code == 303
+        slowed_down(api, flood.get("/auth/login"), "were begun")
+    assert kept_attempts(api) == PER_ORIGIN, "those that were turned away cost no row"
+    assert browser.get("/auth/callback", params=brought).status_code == 303
+    assert api.client(address=next(ADDRESSES)).get("/auth/login").status_code == 303, "another address is not blocked"
+
+
+def slowed_down(api: ApiServer, answer: httpx.Response, why: str) -> None:
+    """429 with when to come again, audited as what is folded."""
+    assert answer.status_code == 429, answer.text
+    assert 0 < int(answer.headers["Retry-After"]) <= 60
+    assert why in answer.json()["title"]
+    entry = api.audit.entries[-1]
+    assert (entry.action, entry.subject, entry.actor, entry.outcome) == (
+        "user.login", "session", NOBODY, Outcome.REFUSED
+    )  # fmt: skip
+
+
+def kept_attempts(api: ApiServer) -> int:
+    with api.services.store.database.reading() as connection:
+        return connection.execute(select(func.count()).select_from(attempts)).scalar_one()
 
 
 def test_settings_are_the_owners_alone_and_need_tls(tmp_path: Path) -> None:

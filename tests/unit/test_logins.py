@@ -3,13 +3,17 @@
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
+from types import SimpleNamespace
 
 import pytest
 from brownout_controller.access.decisions import Grant
 from brownout_controller.access.permissions import Role
+from brownout_controller.store import logins
 from brownout_controller.store.access import AccessStore, User
 from brownout_controller.store.database import Database
-from brownout_controller.store.logins import LoginRefused, LoginStore
+from brownout_controller.store.logins import Attempt, LoginRefused, LoginStore
+from brownout_controller.store.schema.logins import attempts
+from sqlalchemy import func, select
 
 ISSUER = "https://id.example"
 ROUNDS, AT_ONCE = 20, 4
@@ -57,3 +61,36 @@ def test_of_several_persons_who_want_a_name_at_once_one_has_it_and_the_others_ar
     assert store.user_of(ISSUER, owner, "mary", []).name == "mary"
     with pytest.raises(LoginRefused):
         store.user_of(ISSUER, "somebody else", "mary", [])
+
+
+def kept(database: Database) -> int:
+    with database.reading() as connection:
+        return connection.execute(select(func.count()).select_from(attempts)).scalar_one()
+
+
+def test_no_more_logins_are_kept_than_so_many_and_the_oldest_go_first(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logins, "ATTEMPTS_MAX", 5)
+    store, begun = LoginStore(database), {f"state {n}": Attempt(f"nonce {n}", "v") for n in range(8)}
+    for state, attempt in begun.items():
+        store.begin(state, attempt)
+    assert kept(database) == 5
+    assert [store.take(state) for state in begun] == [None] * 3 + list(begun.values())[3:]
+    assert [store.take(state) for state in begun] == [None] * 8, "each is good once"
+
+
+def test_a_login_that_nobody_finished_in_time_is_over_and_goes_with_the_next(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = SimpleNamespace(ns=10**18)
+    monkeypatch.setattr(logins, "time", SimpleNamespace(time_ns=lambda: now.ns))
+    store = LoginStore(database)
+    for state in ("in time", "too late", "forgotten"):
+        store.begin(state, Attempt("n", "v"))
+    now.ns += logins.ATTEMPT_TTL_S * 10**9
+    assert store.take("in time") == Attempt("n", "v")
+    now.ns += 1
+    assert store.take("too late") is None
+    store.begin("next", Attempt("n", "v"))
+    assert kept(database) == 1

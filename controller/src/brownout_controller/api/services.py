@@ -33,6 +33,8 @@ class Services:
     levers: Levers = field(init=False)
     logins: LoginStore = field(init=False)
     login_guesses: Guesses = field(init=False, default_factory=Guesses)
+    login_begins: Guesses = field(init=False, default_factory=Guesses)
+    """Apart from the others: whoever begins too many hinders nobody at the same address who is on the way back."""
 
     def __post_init__(self) -> None:
         self.access = AccessStore(self.store.database)

@@ -16,6 +16,9 @@ from brownout_controller.store.schema import logins
 
 ATTEMPT_TTL_S = 600
 SESSION_TTL_S = 12 * 3600
+ATTEMPTS_MAX = 10_000
+"""Logins that have begun and are kept. Anybody may begin one; a flood that would push out one which takes 15 s must
+come from 1,300 addresses, at what the API lets each of them begin."""
 _TRIES = 3
 
 
@@ -49,11 +52,14 @@ class LoginStore:
         self._access = AccessStore(database)
 
     def begin(self, state: str, attempt: Attempt) -> None:
-        """Keep a login that has begun; those that nobody finished go."""
+        """Keep a login that has begun; those that nobody finished go, and the oldest where there are too many."""
         table, now_ns = logins.attempts, time.time_ns()
         row = {"state_digest": digest_of(state), "begun_ns": now_ns, "nonce": attempt.nonce}
+        newest_too_many = select(table.c.begun_ns).order_by(table.c.begun_ns.desc()).limit(1).offset(ATTEMPTS_MAX - 1)
         with self._database.writing() as connection:
-            connection.execute(delete(table).where(table.c.begun_ns < now_ns - ATTEMPT_TTL_S * NS_PER_S))
+            too_old_ns = connection.execute(newest_too_many).scalar_one_or_none() or 0
+            oldest_ns = max(too_old_ns, now_ns - ATTEMPT_TTL_S * NS_PER_S)
+            connection.execute(delete(table).where(table.c.begun_ns <= oldest_ns))
             connection.execute(insert(table), {**row, "code_verifier": attempt.code_verifier})
 
     def take(self, state: str) -> Attempt | None:

@@ -1,11 +1,13 @@
 """Login by the OpenID provider, and logout."""
 
 import hmac
+import math
 from typing import Annotated, Any, NoReturn
 
 from fastapi import Query, Request, Response
 from fastapi.responses import RedirectResponse
 
+from brownout_controller.access.guessing import Guesses
 from brownout_controller.access.permissions import Permission
 from brownout_controller.api import sessions
 from brownout_controller.api.gate import OPEN, Caller, needs
@@ -21,14 +23,18 @@ from brownout_controller.store.logins import Attempt, LoginRefused
 routes = router("login")
 
 ACTION = "user.login"
+AGAIN = "begin again: GET /api/v1/auth/login"
 Text = Annotated[str, Query(max_length=4_000)]
 
 
 @routes.get("/auth/login", dependencies=[OPEN], response_class=RedirectResponse)
-def login(here: Here) -> Response:
+def login(request: Request, here: Here) -> Response:
     """Send a browser to the provider."""
+    provider, origin = _provider(here), _origin(request)
+    _check_rate(here, here.login_begins, origin, "too many logins were begun from this address")
+    here.login_begins.wrong(origin, "")  # until it comes to something it is a guess, and it costs a row
     try:
-        where, state, attempt = _provider(here).begin()
+        where, state, attempt = provider.begin()
     except ProviderAway as error:
         raise _away(error) from error
     here.logins.begin(state, attempt)
@@ -42,11 +48,8 @@ def callback(
     request: Request, here: Here, state: Text = "", code: Text = "", iss: Text = "", error: Text = ""
 ) -> Response:
     """A browser that comes back from the provider: a fresh session for whom the provider names."""
-    origin = request.client.host if request.client else ""
-    if (wait_s := here.login_guesses.wait_s(origin, "")) > 0:
-        why = "too many logins came to nothing"
-        here.audit.record(AuditEntry(NOBODY, ACTION, "session", Outcome.REFUSED, origin, why))
-        raise Problem(429, "guessing", why, f"wait {wait_s:.0f} s")
+    origin = _origin(request)
+    _check_rate(here, here.login_guesses, origin, "too many logins from this address came to nothing")
     provider = _provider(here)
     try:
         attempt = _attempt(request, here, state)
@@ -88,6 +91,20 @@ def _provider(here: Services) -> Provider:
     return here.provider
 
 
+def _check_rate(here: Services, guesses: Guesses, origin: str, why: str) -> None:
+    """Look at nothing more from an address for a while. The audit log folds what is alike, so no flood fills it."""
+    wait_s = guesses.wait_s(origin, "")
+    if wait_s > 0:
+        here.audit.record(AuditEntry(NOBODY, ACTION, "session", Outcome.REFUSED, origin, why))
+        seconds = str(math.ceil(wait_s))
+        detail = f"nothing from it is looked at for {seconds} s"
+        raise Problem(429, "guessing", why, detail, f"wait, then {AGAIN}", (), {"Retry-After": seconds})
+
+
+def _origin(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
 def _attempt(request: Request, here: Services, state: str) -> Attempt:
     """The login that this very browser has begun, once."""
     shown = request.cookies.get(LOGIN_COOKIE, "")
@@ -107,7 +124,7 @@ def _user(here: Services, provider: Provider, proved: Proved) -> User:
 def _refuse(here: Services, origin: str, why: str) -> NoReturn:
     here.login_guesses.wrong(origin, "")
     here.audit.record(AuditEntry(NOBODY, ACTION, "session", Outcome.REFUSED, origin, why))
-    raise Problem(401, "login-refused", "the login is refused", why, "begin again: GET /api/v1/auth/login")
+    raise Problem(401, "login-refused", "the login is refused", why, AGAIN)
 
 
 def _away(error: ProviderAway) -> Problem:
