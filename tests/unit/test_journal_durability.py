@@ -2,6 +2,7 @@
 
 import os
 import stat
+import subprocess
 import threading
 import zlib
 from dataclasses import replace
@@ -22,6 +23,8 @@ from brownout_agent.injector.journal import (
 )
 from brownout_agent.kernel.clock import boot_id, boottime_ns
 from brownout_agent.kernel.processes import ProcessKey
+
+from tests.support.disks import on_own_disk
 
 FULL = Entry(
     "id-1", Mark.RESIDUE, "cpu.load", "run-1", {"percent": 50}, {"cores": [0]}, 30.0, "boot",
@@ -234,3 +237,58 @@ def test_a_journal_that_is_renewed_again_and_again_keeps_no_descriptor_of_the_ol
         journal.mark("id-1", Mark.CLEAN, facts={})
     assert len(list(Path("/proc/self/fd").iterdir())) == open_before
     journal.close()
+
+
+@pytest.mark.parametrize("line", [b"X" + encode(FULL), encode(FULL)[:-1] + b"X\n", encode(FULL)[:-1]])
+def test_a_line_with_something_before_or_behind_it_or_without_its_end_is_none(line: bytes) -> None:
+    assert decode(line).entries == {}
+    assert decode(encode(replace(FULL, fault_id="before")) + line).entries.keys() == {"before"}
+
+
+def filled(length: int) -> Entry:
+    """An entry whose line, once it is marked, is `length` bytes long."""
+    entry = replace(FULL, mark=Mark.RECORDED, boot_id=boot_id(), at_boottime_ns=boottime_ns(), facts={"x": ""})
+    return replace(entry, facts={"x": "x" * (length - len(encode(entry)))})
+
+
+def test_records_may_fill_all_but_the_last_mebibyte_and_marks_that_as_well_to_the_byte(tmp_path: Path) -> None:
+    room = CAPACITY_BYTES - journals._RESERVED_BYTES
+    journal = Journal(tmp_path)
+    with pytest.raises(JournalError, match="full of unfinished"):
+        journal.record(filled(room + 1))
+    inode = (tmp_path / "journal").stat().st_ino
+    journal.record(filled(room))
+    with pytest.raises(JournalError, match="full of unfinished"):
+        journal.record(replace(FULL, fault_id="id-2"))
+    renewed = (tmp_path / "journal").stat().st_ino
+    journal.mark("id-1", Mark.RECORDED, facts=filled(journals._RESERVED_BYTES).facts)
+    assert (tmp_path / "journal").stat().st_ino == renewed != inode, "it was renewed for the second and no other"
+    assert (tmp_path / "journal").stat().st_size == CAPACITY_BYTES
+    journal.close()
+    assert set(Journal(tmp_path).entries) == {"id-1"}
+
+
+def test_a_folder_in_the_place_of_the_lock_locks_nothing(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(JournalError, match="Is a directory"):
+        Journal(tmp_path)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts")
+def test_what_stands_on_a_disk_that_became_read_only_is_read_and_locked_and_takes_no_mark(tmp_path: Path) -> None:
+    def told() -> None:
+        journal = Journal(tmp_path / "state")
+        journal.record(FULL)
+        journal.close()
+        subprocess.run(["mount", "-o", "remount,ro", tmp_path], check=True)
+        journal = Journal(tmp_path / "state")
+        with pytest.raises(JournalHeld):
+            Journal(tmp_path / "state")
+        assert [entry.fault_id for entry in journal.unfinished] == ["id-1"]
+        with pytest.raises(JournalError, match="cannot write"):
+            journal.mark("id-1", Mark.CLEAN)
+        assert journal.entries["id-1"].mark is Mark.RECORDED
+        journal.close()
+
+    on_own_disk(tmp_path, told)

@@ -23,9 +23,9 @@ PARAMETERS = {"percent": 50}
 class Undone(CpuLoad):
     """`cpu.load`, which notes what it is asked, and raises or leaves what a test wants."""
 
-    def __init__(self, undo_raises: Exception | None = None, residue: list[str] | Exception | None = None) -> None:
+    def __init__(self, undo_raises: Exception | None = None, residue: Any = ()) -> None:
         self._undo_raises = undo_raises
-        self._residue = [] if residue is None else residue
+        self._residue = residue
         self.asked: list[tuple[str, Record[Any]]] = []
         self.holder: ProcessKey | None = None
 
@@ -39,7 +39,8 @@ class Undone(CpuLoad):
         self.asked.append(("residue", record))
         if isinstance(self._residue, Exception):
             raise self._residue
-        return self._residue
+        left: list[str] = self._residue
+        return left
 
 
 @contextlib.contextmanager
@@ -80,15 +81,20 @@ def test_the_holder_dies_first_then_the_fault_is_undone_and_the_kernel_is_asked(
     ("undo_raises", "residue", "told"),
     [
         (None, ["a table is left"], ["a table is left"]),
-        (OSError(16, "busy"), None, ["undo of cpu.load failed: [Errno 16] busy"]),
-        (Refusal("not mine"), None, ["undo of cpu.load failed: not mine"]),
+        (OSError(16, "busy"), [], ["undo of cpu.load failed: [Errno 16] busy"]),
+        (Refusal("not mine"), [], ["undo of cpu.load failed: not mine"]),
         (KeyError("x"), ["a table"], ["undo of cpu.load failed: KeyError: 'x'", "a table"]),
         (None, OSError(5, "I/O"), ["the kernel could not be asked about cpu.load: [Errno 5] I/O"]),
         (None, ValueError("?"), ["the kernel could not be asked about cpu.load: ValueError: ?"]),
+        (
+            None,
+            None,
+            ["the kernel could not be asked about cpu.load: TypeError: 'NoneType' object is not iterable"],
+        ),
     ],
 )
 def test_whatever_is_raised_or_left_is_residue_and_the_kernel_is_asked_all_the_same(
-    undo_raises: Exception | None, residue: list[str] | Exception | None, told: list[str]
+    undo_raises: Exception | None, residue: Any, told: list[str]
 ) -> None:
     fault = Undone(undo_raises, residue)
     assert undo_and_verify(fault, record(fault), []) == told

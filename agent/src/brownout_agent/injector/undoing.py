@@ -24,11 +24,8 @@ def undo_and_verify(fault: Fault[Any], record: Record[Any], holders: Iterable[Pr
 
     Whatever is raised on the way, a fault's mistakes included, is residue: not clean, told, and tried again.
     """
-    residue = _tried(
-        "its holder could not be killed",
-        lambda: outlived(end_by_key(holders)),
-    )
-    residue += _tried(f"undo of {fault.kind} failed", lambda: fault.undo(record))
+    residue = _tried("its holder could not be killed", lambda: outlived(end_by_key(holders)))
+    residue += _tried(f"undo of {fault.kind} failed", lambda: _undo(fault, record))
     residue += _tried(f"the kernel could not be asked about {fault.kind}", lambda: fault.residue(record))
     return residue
 
@@ -38,9 +35,14 @@ def outlived(holders: Iterable[ProcessKey]) -> list[str]:
     return [f"holder process {key.pid} outlived SIGKILL" for key in holders]
 
 
-def _tried(what: str, work: Callable[[], list[str] | None]) -> list[str]:
+def _undo(fault: Fault[Any], record: Record[Any]) -> list[str]:
+    fault.undo(record)
+    return []  # what it left is asked of the kernel
+
+
+def _tried(what: str, work: Callable[[], list[str]]) -> list[str]:
     try:
-        return work() or []
+        return list(work())  # a fault that forgets to say what is left has not said that nothing is
     except (OSError, Refusal) as error:
         return [f"{what}: {error}"]
     except Exception as error:
