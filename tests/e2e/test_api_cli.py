@@ -301,7 +301,12 @@ def test_tokens_are_listed_without_their_secrets_and_revoked_at_once(site: Site)
     site.tokens["short-lived"] = made["token"]
     assert site.brownout("short-lived", "whoami").exit_code == DONE
     assert site.brownout("eve", "token", "revoke", made["id"]).exit_code == USAGE
-    assert site.brownout("vic", "token", "revoke", made["id"]).exit_code == DONE
+    below = site.answer("short-lived", "token", "issue", "--purpose", "ci")
+    assert below["made_by"] == made["id"]
+    revoked = site.brownout("vic", "token", "revoke", made["id"])
+    assert revoked.exit_code == DONE
+    assert revoked.stdout.splitlines()[1] == f"{below['id']} revoked (vic's, ci, made by vic by means of {made['id']})"
+    assert site.brownout("vic", "token", "revoke", below["id"]).exit_code == REFUSED
     done = site.brownout("short-lived", "whoami")
     assert (done.exit_code, "error[no-token]" in done.stderr) == (NOT_PERMITTED, True)
 

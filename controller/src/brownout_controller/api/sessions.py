@@ -43,7 +43,7 @@ def bearer_of_session(logins: LoginStore, secret: str) -> Bearer:
 def _as_token(session: SessionRow) -> TokenRow:
     user = session.user.name
     return TokenRow(
-        _name(session), session.digest, user, "login", None, None, user, session.begun_ns, session.expires_ns
+        _name(session), session.digest, user, "login", None, None, user, None, session.begun_ns, session.expires_ns
     )
 
 

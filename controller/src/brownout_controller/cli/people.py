@@ -10,6 +10,7 @@ from brownout_controller.cli import remote, tokens
 from brownout_controller.cli.output import Format, fail, show, show_one
 from brownout_controller.cli.settings import Output
 from brownout_controller.exit_codes import ExitCode
+from brownout_controller.reporting.visible import visible
 
 users = typer.Typer(help="Who may come in, and what each may do where.", no_args_is_help=True)
 approvals = typer.Typer(help="Approvals of plans, and the limits above which runs need them.", no_args_is_help=True)
@@ -86,15 +87,28 @@ def list_tokens(output: Output = Format.TABLE) -> None:
         rows = api.get("/tokens")["items"]
     if output is Format.TABLE:
         rows = [{**row, "roles": ", ".join(row["roles"] or ["all"]), "good": _good(row)} for row in rows]
-    show(rows, ("id", "user", "purpose", "roles", "good"), output, "id")
+    show(rows, ("id", "user", "purpose", "roles", "made_by", "good"), output, "id")
 
 
 @tokens.app.command("revoke")
-def revoke(token_id: Annotated[str, typer.Argument(help="the id; see `brownout token list`")]) -> None:
-    """Revoke an API token for good, from the next request on."""
+def revoke(
+    token_id: Annotated[str, typer.Argument(help="the id; see `brownout token list`")],
+    keep_made: Annotated[
+        bool, typer.Option("--keep-made", help="this one alone: when it is replaced, and was in good hands")
+    ] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Revoke an API token for good, with every token that was made by means of it, and say which those were."""
     with remote.connect(remote.needed()) as api:
-        api.request("DELETE", f"/tokens/{token_id}")
-    print(f"{token_id} revoked")
+        answer = api.request("DELETE", f"/tokens/{token_id}", params={"keep_made": keep_made})
+    revoked = answer.json()["revoked"]
+    if output is not Format.TABLE:
+        show(revoked, ("id", "user", "made_by", "purpose"), output, "id")
+        return
+    for row in revoked:
+        whose = f"{row['user']}'s" + (f", {row['purpose']}" if row["purpose"] else "")
+        made = f", made by {row['created_by']} by means of {row['made_by']}" if row["made_by"] else ""
+        print(visible(f"{row['id']} revoked ({whose}{made})"))
 
 
 def approve(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 
 from brownout_controller.access.decisions import Grant
@@ -23,6 +23,10 @@ USED_EVERY_NS = 60 * NS_PER_S
 
 class UserExists(Exception):
     """There is, or was, a user of this name. Names are never used again."""
+
+
+class MakerRevoked(Exception):
+    """The token by which another one was to be made is revoked."""
 
 
 class Stale(Exception):
@@ -42,7 +46,10 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """An API token as it is kept. `roles` and `environments` narrow what its owner has; None narrows nothing."""
+    """An API token as it is kept. `roles` and `environments` narrow what its owner has; None narrows nothing.
+
+    `made_by` is the token (`session ...` for a browser's) by means of which `created_by` made it.
+    """
 
     token_id: str
     digest: str
@@ -51,6 +58,7 @@ class TokenRow:
     roles: frozenset[Role] | None
     environments: frozenset[str] | None
     created_by: str
+    made_by: str | None
     created_ns: int
     expires_ns: int
     used_ns: int | None = None
@@ -108,12 +116,21 @@ class AccessStore:
     # ---- tokens ------------------------------------------------------------------------------------------------------
 
     def add_token(self, row: TokenRow) -> None:
-        """Keep a token."""
+        """Keep a token.
+
+        Raises:
+            MakerRevoked: the token by which it is made was revoked meanwhile.
+        """
+        table = access.tokens
         values = {name: getattr(row, name) for name in TokenRow.__slots__}
         values["roles"] = None if row.roles is None else json.dumps(sorted(row.roles))
         values["environments"] = None if row.environments is None else json.dumps(sorted(row.environments))
+        maker = select(table.c.revoked_ns).where(table.c.token_id == row.made_by).with_for_update()
         with self._database.writing() as connection:
-            connection.execute(insert(access.tokens), values)
+            # Locked, so that whoever revokes the maker comes before this, or after it and finds what it has made.
+            if connection.execute(maker).scalar_one_or_none() is not None:
+                raise MakerRevoked(f"token {row.made_by} was revoked")
+            connection.execute(insert(table), values)
 
     def token(self, token_id: str) -> tuple[TokenRow, User] | None:
         """A token with its owner."""
@@ -133,12 +150,25 @@ class AccessStore:
             rows = connection.execute(query if user is None else query.where(table.c.user == user)).mappings()
             return [_token(row) for row in rows]
 
-    def revoke_token(self, token_id: str) -> bool:
-        """Revoke for good; False for one that was revoked before, or is not there."""
-        table = access.tokens
-        change = update(table).where(table.c.token_id == token_id, table.c.revoked_ns.is_(None))
+    def revoke_token(self, token_id: str, *, with_made: bool = True) -> list[TokenRow]:
+        """Revoke for good, and `with_made` everything that was made by means of it, however far down.
+
+        Returns what this has revoked, the token itself first; nothing that was revoked or had expired before. One that
+        was revoked before still takes along what it has made.
+        """
+        table, now_ns = access.tokens, time.time_ns()
+        line = select(literal(token_id).label("token_id")).cte("line", recursive=with_made)
+        if with_made:
+            line = line.union(select(table.c.token_id).where(table.c.made_by == line.c.token_id))
+        of_it = table.c.token_id.in_(select(line.c.token_id)) & table.c.revoked_ns.is_(None)
+        change = update(table).where(of_it).values(revoked_ns=now_ns).returning(table)
+        revoked: list[TokenRow] = []
         with self._database.writing() as connection:
-            return connection.execute(change.values(revoked_ns=time.time_ns())).rowcount == 1
+            # Until there is nothing more: another connection may have added one while this one waited for its maker.
+            while rows := connection.execute(change).mappings().all():
+                revoked += map(_token, rows)
+        told = [row for row in revoked if row.token_id == token_id or row.expires_ns > now_ns]
+        return sorted(told, key=lambda row: (row.token_id != token_id, row.created_ns))
 
     def note_used(self, row: TokenRow, now_ns: int) -> None:
         """Keep when a token was used last, once a minute."""
@@ -172,11 +202,14 @@ def token_row(
     purpose: str = "",
     roles: frozenset[Role] | None = None,
     environments: frozenset[str] | None = None,
+    made_by: str | None = None,
 ) -> TokenRow:
     """What is kept of a fresh token."""
     now_ns = time.time_ns()
     expires_ns = now_ns + ttl_s * NS_PER_S
-    return TokenRow(token.token_id, token.digest, user, purpose, roles, environments, created_by, now_ns, expires_ns)
+    return TokenRow(
+        token.token_id, token.digest, user, purpose, roles, environments, created_by, made_by, now_ns, expires_ns
+    )
 
 
 def grant_document(grant: Grant) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import time
 from typing import Annotated, Any
 
-from fastapi import Path, Response
+from fastapi import Path, Query
 
 from brownout_controller.access.permissions import PERMISSIONS, STOPPING, Permission, Role
 from brownout_controller.access.token_form import new_token
@@ -11,12 +11,16 @@ from brownout_controller.api.gate import Caller, needs
 from brownout_controller.api.problems import Problem
 from brownout_controller.api.routes.common import Here, page, router
 from brownout_controller.api.shapes import NewToken
-from brownout_controller.store.access import NS_PER_S, TokenRow, User, token_row
+from brownout_controller.audit.entry import Outcome
+from brownout_controller.store.access import NS_PER_S, MakerRevoked, TokenRow, User, token_row
 
 routes = router("tokens")
 
 DAY_S = 24 * 3600
 TokenId = Annotated[str, Path(pattern="^[0-9a-f]{12}$")]
+KeepMade = Annotated[bool, Query(description="revoke this one alone: for one that is replaced, not for a stolen one")]
+_LISTED_MAX = 50
+"""In the audit log; `made_by` in the list of tokens tells all."""
 
 
 @routes.get("/tokens")
@@ -42,21 +46,32 @@ def create_token(body: NewToken, here: Here, caller: Annotated[Caller, needs(Per
     if not manages or _is_narrow(caller.token):
         roles, environments, ttl_s = _within(caller.token, roles, environments, ttl_s)
     token = new_token()
-    row = token_row(token, owner.name, caller.user, ttl_s, body.purpose, roles, environments)
-    here.access.add_token(row)
+    made_by = caller.token.token_id
+    row = token_row(token, owner.name, caller.user, ttl_s, body.purpose, roles, environments, made_by)
+    try:
+        here.access.add_token(row)
+    except MakerRevoked as error:
+        raise Problem(401, "no-token", "the token by which you ask counts no more", str(error)) from error
     return {**_shown(row), "token": token.text}
 
 
-@routes.delete("/tokens/{token_id}", status_code=204)
-def revoke_token(token_id: TokenId, here: Here, caller: Annotated[Caller, needs(Permission.TOKEN_OWN)]) -> Response:
-    """Revoke a token for good, from the next request on."""
+@routes.delete("/tokens/{token_id}")
+def revoke_token(
+    token_id: TokenId, here: Here, caller: Annotated[Caller, needs(Permission.TOKEN_OWN)], keep_made: KeepMade = False
+) -> dict[str, Any]:
+    """Revoke a token for good, and every token that was made by means of it; answers with all that it has revoked."""
     found = here.access.token(token_id)
     if found is None or (found[0].user != caller.user and not caller.may(Permission.TOKEN_MANAGE)):
         caller.missing(f"token {token_id}")
     _refuse_for_others(caller, token_id)
-    if not here.access.revoke_token(token_id):
-        raise Problem(409, "revoked", f"token {token_id} was revoked before")
-    return Response(status_code=204)
+    revoked = here.access.revoke_token(token_id, with_made=not keep_made)
+    if not revoked:
+        raise Problem(409, "revoked", f"token {token_id} was revoked before, and nothing that it has made is good")
+    with_it = [row.token_id for row in revoked if row.token_id != token_id]
+    if with_it:
+        listed = ", ".join(with_it[:_LISTED_MAX]) + (", ..." if len(with_it) > _LISTED_MAX else "")
+        caller.tell(Outcome.ALLOWED, f"token {token_id}", f"with it {len(with_it)} made by means of it: {listed}")
+    return {"revoked": [_shown(row) for row in revoked]}
 
 
 def _check_roles(roles: frozenset[Role] | None, owner: User) -> None:
@@ -112,6 +127,7 @@ def _shown(row: TokenRow) -> dict[str, Any]:
         "roles": None if row.roles is None else sorted(row.roles),
         "environments": None if row.environments is None else sorted(row.environments),
         "created_by": row.created_by,
+        "made_by": row.made_by,
         "created_ns": row.created_ns,
         "expires_ns": row.expires_ns,
         "used_ns": row.used_ns,

@@ -24,6 +24,7 @@ tokens = Table(
     Column("roles", Text),  # JSON: a list; null for all that its owner has
     Column("environments", Text),  # JSON: a list; null for all
     Column("created_by", String(63), nullable=False),
+    Column("made_by", String(63), index=True),  # the token, or session, by means of which; null for none
     Column("created_ns", BigInteger, nullable=False),
     Column("expires_ns", BigInteger, nullable=False),
     Column("used_ns", BigInteger),

@@ -106,6 +106,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("number", name=op.f("pk_lever")),
     )
     op.create_table(
+        "login_attempt",
+        sa.Column("state_digest", sa.String(length=64), nullable=False),
+        sa.Column("nonce", sa.String(length=64), nullable=False),
+        sa.Column("code_verifier", sa.String(length=128), nullable=False),
+        sa.Column("begun_ns", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("state_digest", name=op.f("pk_login_attempt")),
+    )
+    op.create_table(
         "plan",
         sa.Column("digest", sa.String(length=64), nullable=False),
         sa.Column("author", sa.String(length=63), nullable=False),
@@ -136,6 +144,7 @@ def upgrade() -> None:
         sa.Column("roles", sa.Text(), nullable=True),
         sa.Column("environments", sa.Text(), nullable=True),
         sa.Column("created_by", sa.String(length=63), nullable=False),
+        sa.Column("made_by", sa.String(length=63), nullable=True),
         sa.Column("created_ns", sa.BigInteger(), nullable=False),
         sa.Column("expires_ns", sa.BigInteger(), nullable=False),
         sa.Column("used_ns", sa.BigInteger(), nullable=True),
@@ -143,6 +152,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["user"], ["api_user.name"], name=op.f("fk_api_token_user_api_user")),
         sa.PrimaryKeyConstraint("token_id", name=op.f("pk_api_token")),
     )
+    with op.batch_alter_table("api_token", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_api_token_made_by"), ["made_by"], unique=False)
+
     op.create_table(
         "approval",
         sa.Column("approval_id", sa.Integer(), autoincrement=True, nullable=False),
@@ -167,14 +179,6 @@ def upgrade() -> None:
         sa.Column("answered_ns", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["lever_number"], ["lever.number"], name=op.f("fk_lever_answer_lever_number_lever")),
         sa.PrimaryKeyConstraint("lever_number", "host", name=op.f("pk_lever_answer")),
-    )
-    op.create_table(
-        "login_attempt",
-        sa.Column("state_digest", sa.String(length=64), nullable=False),
-        sa.Column("nonce", sa.String(length=64), nullable=False),
-        sa.Column("code_verifier", sa.String(length=128), nullable=False),
-        sa.Column("begun_ns", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("state_digest", name=op.f("pk_login_attempt")),
     )
     op.create_table(
         "login_identity",
