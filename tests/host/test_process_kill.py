@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -108,12 +109,11 @@ def _end_all(program: Program) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that another user may enter."""
-    path = tmp_path_factory.mktemp("served")
-    for parent in (path, path.parent, path.parent.parent):
-        parent.chmod(0o755)
-    return path
+def folder() -> Iterator[Path]:
+    """A folder that another user may enter, as they may not enter pytest's."""
+    with tempfile.TemporaryDirectory(prefix="brownout-served-") as path:
+        Path(path).chmod(0o755)
+        yield Path(path)
 
 
 def test_the_host_can_kill() -> None:

@@ -52,6 +52,7 @@ class Story:
         await self._until(lambda: _show("ActiveState", INJECTOR) == "active", "the injector is active")
         order = await self._order()
         self.say(booted=injected_before, order=order, unfinished=_unfinished(), still=sorted(self._there()))
+        _systemctl("start", "brownout-reap.timer")
         if injected_before:
             return
         await self._killed()
@@ -65,19 +66,12 @@ class Story:
     async def _order(self) -> dict[str, int]:
         """When the reaper was through, the injector took orders and the agent began, in us of CLOCK_MONOTONIC.
 
-        The timer starts the reaper again, which makes its stamp 0 for a moment.
+        The timer is started only afterwards: a reaper that finds the injector up forgets when the one at boot ended.
         """
-        reaped = 0
-
-        def is_through() -> bool:
-            nonlocal reaped
-            reaped = _stamp("ExecMainExit", "brownout-reap.service")
-            return reaped > 0
-
-        await self._until(is_through, "the reaper is through")
+        await self._until(lambda: _stamp("ExecMainExit", "brownout-reap.service") > 0, "the reaper is through")
         await self._until(lambda: _stamp("ExecMainStart", AGENT) > 0, "the agent has begun")
         return {
-            "reaped": reaped,
+            "reaped": _stamp("ExecMainExit", "brownout-reap.service"),
             "injector takes orders": _stamp("ActiveEnter", INJECTOR),
             "agent begins": _stamp("ExecMainStart", AGENT),
         }

@@ -42,6 +42,6 @@ TTYPath=/dev/console
 UNIT
 cat >$units/units.target <<UNIT
 [Unit]
-Wants=brownout-reap.service brownout-reap.timer brownout-injector.service brownout-agent.service story.service
+Wants=brownout-reap.service brownout-injector.service brownout-agent.service story.service
 UNIT
 exec /lib/systemd/systemd --unit=units.target --log-level=err --show-status=0
