@@ -54,8 +54,13 @@ def mutants(source: str) -> list[Mutant]:
             seen[key] = seen.get(key, 0) + 1
             if seen[key] > 1:
                 key += f" ({seen[key]})"
-            found.append(Mutant(key, getattr(node, "lineno", 0), ast.unparse(ast.fix_missing_locations(mutated))))
+            found.append(Mutant(key, _line_of(node), ast.unparse(ast.fix_missing_locations(mutated))))
     return found
+
+
+def _line_of(node: ast.AST) -> int:
+    """A part of a comprehension or of a `match` has no line of its own."""
+    return next(one.lineno for one in ast.walk(node) if isinstance(one, ast.expr | ast.stmt | ast.pattern))
 
 
 # ---- where something may be changed ----------------------------------------------------------------------------------

@@ -47,6 +47,13 @@ def test_the_page_of_an_earlier_release_holds_for_whoever_is_attached(tmp_path: 
         Ledger(tmp_path).raised("anybody", 2, NOW_NS)
 
 
+def test_how_far_an_epoch_rose_in_a_day_is_known_to_the_next_life(tmp_path: Path) -> None:
+    Ledger(tmp_path).take(A_DAY_MAX, NOW_NS, 0)
+    with pytest.raises(EpochRefused, match=f"more than {A_DAY_MAX} above 0"):
+        Ledger(tmp_path).take(A_DAY_MAX + 1, NOW_NS + DAY_NS - 1, 0)
+    Ledger(tmp_path).take(A_DAY_MAX + 1, NOW_NS + DAY_NS, 0)
+
+
 def test_begun_faults_count_for_a_day_across_lives(tmp_path: Path) -> None:
     for hour in range(5):
         Ledger(tmp_path).take(1, NOW_NS + hour * DAY_NS // 4, 20)
