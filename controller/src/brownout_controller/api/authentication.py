@@ -90,6 +90,20 @@ class Authenticator:
                 raise
         return bearer
 
+    def again(self, header: str) -> Bearer:
+        """Whoever came in by this header as they stand now: for what goes on after its request was let in.
+
+        Raises:
+            Unauthenticated: the token is not good any more.
+            StoreError: the database does not answer.
+        """
+        text = header.partition(" ")[2]
+        parsed = parse_token(text)
+        bearer = _bearer(self._access.token(parsed.token_id if parsed else ""), digest_of(text))
+        if bearer is None:
+            raise Unauthenticated
+        return bearer
+
     def _remember(self, digest: str, bearer: Bearer) -> None:
         with self._lock:
             self._known[digest] = bearer

@@ -1,12 +1,12 @@
 """A run's events as they happen (server-sent events, WHATWG HTML 9.2). Ids are positions, so a lost stream is resumed.
 
 What a reader has not taken stays in the run's own list and costs nothing; still, one that is 1 MiB behind reads no
-more, and its stream ends.
+more, and its stream ends. So does the stream of somebody who may not see the run any more, within 2 s.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -18,7 +18,12 @@ from brownout_controller.running.manager import ActiveRun
 
 BACKLOG_MAX_BYTES = 1024 * 1024
 HEARTBEAT_S = 10.0
+LOOK_EVERY_S = 1.0
+"""Whether the reader may still read."""
 END = "end"
+BARRED = "barred"
+_FAREWELL_S = 0.5
+"""For a last word to who is barred; nobody waits for a reader that does not read."""
 _HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
 
 
@@ -41,12 +46,14 @@ def frame(document: dict[str, Any], kind: str = "event", position: int | None = 
 
 
 class EventStream(Response):
-    """An answer that goes on as long as its run."""
+    """An answer that goes on as long as its run, and as long as its reader may read it."""
 
-    def __init__(self, run: ActiveRun, first: int) -> None:
-        """Follow a run, from the event at position `first` on."""
+    def __init__(self, run: ActiveRun, first: int, barred: Callable[[], str]) -> None:
+        """Follow a run, from the event at position `first` on; `barred` (it blocks) says why its reader may no more."""
         super().__init__()
         self._run = run
+        self._barred = barred
+        self._barred_why = ""
         self._position = min(first, len(run.events))
         self._behind_bytes = 0
         self._measured = self._position
@@ -54,12 +61,13 @@ class EventStream(Response):
         self._dropped = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the run is over, the reader has gone, or is too far behind."""
+        """Send until the run is over, the reader has gone, may not read any more, or is too far behind."""
         forget = self._run.listen(self._note)
         tasks = [
             asyncio.create_task(self._write(send)),
             asyncio.create_task(_gone(receive)),
             asyncio.create_task(self._dropped.wait()),
+            asyncio.create_task(self._until_barred()),
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -79,6 +87,13 @@ class EventStream(Response):
             self._dropped.set()
         self._changed.set()
 
+    async def _until_barred(self) -> None:
+        while not self._barred_why:
+            await asyncio.sleep(LOOK_EVERY_S)
+            self._barred_why = await asyncio.to_thread(self._barred)
+        self._changed.set()
+        await asyncio.sleep(_FAREWELL_S)
+
     async def _write(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         async for chunk in self._chunks():
@@ -88,10 +103,13 @@ class EventStream(Response):
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         while True:
-            while self._position < len(self._run.events):
+            while self._position < len(self._run.events) and not self._barred_why:
                 event = self._run.events[self._position]
                 yield frame(event_document(event), position=self._position)
                 self._position += 1
+            if self._barred_why:
+                yield frame({"why": self._barred_why}, BARRED)
+                return
             if self._run.task.done():
                 yield frame(self._end(), END)
                 return

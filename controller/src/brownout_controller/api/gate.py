@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -68,10 +69,20 @@ def declared(dependant: Dependant) -> Needs | None:
 class Caller:
     """Somebody at a route that they may use somewhere. Its methods block: not for the event loop."""
 
-    def __init__(self, bearer: Bearer, permission: Permission, origin: str, route: str, audit: Auditor) -> None:
+    def __init__(
+        self,
+        bearer: Bearer,
+        permission: Permission,
+        origin: str,
+        route: str,
+        audit: Auditor,
+        again: Callable[[], Bearer],
+    ) -> None:
+        """`again` looks up who they are now; it raises Unauthenticated where they are nobody any more."""
         self.permission = permission
         self.origin = origin
         self._bearer = bearer
+        self._again = again
         self._route = route
         self._audit = audit
         self._told = False
@@ -114,6 +125,25 @@ class Caller:
         if not self.may(seen_by, place):
             raise not_found(subject)
         raise forbidden(self.permission, decision.reason)
+
+    def barred(self, place: Place, subject: str) -> str:
+        """Why they may no longer what they were let in for, "" while they may: for answers that go on.
+
+        A database that is away bars nobody: whoever is turned out, is so by it.
+        """
+        try:
+            why = decide(self._again().principal, self.permission, place).reason
+        except Unauthenticated:
+            why = "the token or session by which they came counts no more"
+        except StoreError as error:
+            log.warning("nobody can tell whether %s may still see %s: %s", self.user, subject, error)
+            return ""
+        if why:
+            try:
+                self.tell(Outcome.REFUSED, subject, why)
+            except StoreError as error:  # the refusal stands even where it cannot be written
+                log.error("not audited, that %s may see %s no more: %s", self.user, subject, error)
+        return why
 
     def demand_new(self, decision: Decision, subject: str) -> None:
         """Let pass who may make something. What they have brought themselves is no secret to them.
@@ -208,8 +238,10 @@ class Gate:
             header = request.headers.get("authorization", "")
             secret = "" if header else session_of(request)
             if secret:
-                bearer = bearer_of_session(self._logins, secret)
+                again = partial(bearer_of_session, self._logins, secret)
+                bearer = again()
             else:
+                again = partial(self._authenticator.again, header)
                 bearer = self._authenticator.authenticate(header, origin, stopping=permission in STOPPING)
         except Unauthenticated:
             why = "the token is not good: unknown, expired or revoked" if header else "there is no token"
@@ -221,7 +253,7 @@ class Gate:
             # one subject for whatever was asked for: the audit log counts what is alike, so a flood does not fill it
             self._audit.record(AuditEntry(NOBODY, permission.word, "guessing", Outcome.REFUSED, origin, problem.title))
             raise problem from None
-        caller = Caller(bearer, permission, origin, route, self._audit)
+        caller = Caller(bearer, permission, origin, route, self._audit, again)
         if why := cross_site(request):
             caller.tell(Outcome.REFUSED, route, why)
             raise Problem(403, "cross-site", "a page of another site may not do this", why)

@@ -111,11 +111,15 @@ def follow(
     caller: Annotated[Caller, needs(Permission.RUN_READ)],
     last: Annotated[str | None, Header(alias="Last-Event-ID", pattern="^[0-9]{1,9}$")] = None,
 ) -> Any:
-    """A run's events as they happen, as server-sent events; `end` is the last. Last-Event-ID resumes."""
+    """A run's events as they happen, as server-sent events; `end` is the last. Last-Event-ID resumes.
+
+    Who may not see the run any more is told so by `barred`, and the stream ends.
+    """
     line = _demand(number, here, caller)
     first = 0 if last is None else int(last) + 1
     if (run := here.runs.active.get(number)) is not None:
-        return EventStream(run, first)
+        place = here.run_access.places_of([number])[number]
+        return EventStream(run, first, lambda: caller.barred(place, f"run {number}"))
     end = end_document(line.verdict, line.exit_code, line.headline)
     return PastEvents(here.run_access.events_of(number), first, end)
 
