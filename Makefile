@@ -24,7 +24,8 @@ demo: install
 
 test: .venv/.development
 	@$(PYTHON) tools/packages.py test
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 3 --dist loadgroup -m "not alone"
+	@$(BIN)/pytest -m alone
 
 check: .venv/.development
 	@$(BIN)/ruff check

@@ -9,6 +9,7 @@ from brownout_controller.exit_codes import ExitCode
 from tests.support.failovers import ALLOWED_MS, run_failover
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.root,
     pytest.mark.slow,
     pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root"),

@@ -32,6 +32,7 @@ targets: {nobody: {selector: "role=none", if_none: skip}}
 faults:
   - {inject: cpu.load, target: nobody, with: {percent: 1}, for: 1s}
 """
+pytestmark = pytest.mark.injects
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,7 @@ class Site:
         return (self.folder / name).read_text()
 
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.injects, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")

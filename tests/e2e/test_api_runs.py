@@ -52,6 +52,7 @@ faults:
   - {inject: cpu.load, target: nobody, with: {percent: 1}, for: 1s}
 """
 """A real run that needs no host: it only watches."""
+pytestmark = pytest.mark.injects
 
 
 @pytest.fixture(scope="module")

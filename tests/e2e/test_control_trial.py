@@ -8,7 +8,11 @@ from brownout_controller.record import EventKind
 
 from tests.support.small_fleet import small_fleet
 
-pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces")]
+pytestmark = [
+    pytest.mark.injects,
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces"),
+]
 
 EXPERIMENT = """
 version: 1

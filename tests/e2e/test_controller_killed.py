@@ -10,6 +10,7 @@ import pytest
 from tests.support.controller_deaths import CLOSED_WITHIN_S, die
 
 pytestmark = [
+    pytest.mark.injects,
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a real injector"),
 ]

@@ -19,7 +19,7 @@ from brownout_controller.demo.network import NOBODY
 
 BROWNOUT = Path(sys.executable).parent / "brownout"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.alone, pytest.mark.root, pytest.mark.slow]
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from brownout_protos.v1 import fleet_pb2, fleet_pb2_grpc
 
 from tests.support.fleets import BIN, Entries, agent, agent_id, controller, injector, joined, membership, said, until
 
+pytestmark = pytest.mark.injects
+
 
 def test_an_agent_joins_by_token_and_pin_and_its_clock_is_measured(tmp_path: Path) -> None:
     async def story() -> None:

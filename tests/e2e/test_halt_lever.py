@@ -25,6 +25,7 @@ steady_state: {before: 100ms, after: 100ms}
 faults:
   - {inject: memory.load, target: "role=app", with: {size: 16MiB}, for: %s}
 """
+pytestmark = pytest.mark.injects
 
 
 class Machine:

@@ -11,6 +11,7 @@ from tests.support.handovers import Handovers, hand_over
 from tests.support.postgres import Postgres
 
 pytestmark = [
+    pytest.mark.injects,
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a real injector"),
 ]

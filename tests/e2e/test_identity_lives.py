@@ -32,6 +32,7 @@ from tests.support.fleets import BIN, Entries, agent, controller, identity, inje
 LIFE = datetime.timedelta(seconds=6)
 REVOKED_WITHIN_S = 2.0
 VICTIM = f"victim-{uuid.uuid4().hex}"
+pytestmark = pytest.mark.injects
 
 
 @contextlib.contextmanager

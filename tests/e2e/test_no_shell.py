@@ -13,6 +13,7 @@ WATCHED = (
     "test_one_machine.py::test_a_run_that_held_exits_0_and_leaves_a_report_and_a_record",
     "test_fleet.py::test_a_dead_injector_and_a_new_one_are_seen_in_the_fleet",
 )
+pytestmark = pytest.mark.injects
 
 
 @pytest.mark.slow

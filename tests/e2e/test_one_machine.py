@@ -23,6 +23,7 @@ from tests.support.services import app_server, free_port
 
 BIN = Path(sys.executable).parent
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network faults")
+pytestmark = pytest.mark.injects
 
 
 class Sandbox:

@@ -13,6 +13,7 @@ from brownout_controller.record import EventKind, ResidueState
 from tests.support.small_fleet import NAMESPACES, SmallFleet, small_fleet
 
 pytestmark = [
+    pytest.mark.injects,
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces"),
 ]

@@ -16,6 +16,7 @@ from tests.support.polling import wait_until
 from tests.support.small_fleet import WEB, SmallFleet, small_fleet
 
 pytestmark = [
+    pytest.mark.injects,
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces"),
 ]

@@ -16,7 +16,7 @@ from tests.support.polling import wait_until
 from tests.support.postgres import Postgres
 from tests.support.rehoming import HOSTS, begin, killed, sleeping
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.injects, pytest.mark.timeout(300)]
 REHOMED_WITHIN_S = 15.0
 FINAL_WITHIN_S = 60.0
 
