@@ -115,6 +115,32 @@ def test_a_ceiling_of_every_fault_binds_those_that_have_the_parameter(tmp_path: 
         check(policy, "network.loss", {"percent": 31})
 
 
+def test_bounds_of_a_kind_are_its_own_and_those_of_every_fault_hold_where_there_is_no_rule(tmp_path: Path) -> None:
+    rules = '{disk.io: {allow: true}, disk.fill: {allow: false}, "*": {allow: true, paths: [/srv], interfaces: [eth1]}}'
+    policy = write(tmp_path, f"version: 1\nenvironment: staging\nfaults: {rules}")
+    bounds = {kind: policy.host((), frozenset(), kind) for kind in ("disk.io", "network.loss", "")}
+    assert (bounds["disk.io"].folders, bounds["disk.io"].interfaces) == (None, None)
+    assert (bounds["network.loss"].folders, bounds["network.loss"].interfaces) == (("/srv",), ("eth1",))
+
+
+@pytest.mark.parametrize(
+    ("rules", "may"),
+    [
+        ("{disk.fill: {allow: true}}", (True, True, True)),
+        ("{disk.fill: {allow: true, paths: [/srv]}, disk.io: {allow: false}}", (True, True, False)),
+        ("{disk.fill: {allow: true, paths: [/srv/x]}, disk.io: {allow: true, paths: [/srv/y]}}", (False, True, False)),
+        ("{disk.fill: {allow: false}, cpu.load: {allow: true}}", (False, False, False)),
+        ('{"*": {allow: true, paths: [/srv]}}', (True, True, False)),
+    ],
+)
+def test_only_where_a_disk_fault_may_work_is_a_folder_looked_at(
+    tmp_path: Path, rules: str, may: tuple[bool, ...]
+) -> None:
+    policy = write(tmp_path, f"version: 1\nenvironment: staging\nfaults: {rules}")
+    assert tuple(policy.may_look_at(path) for path in ("/srv", "/srv/x", "/srv2")) == may
+    assert not load(tmp_path / "none.yaml").may_look_at("/srv")
+
+
 def test_ceilings_for_two_ways_of_saying_how_much_let_either_pass(tmp_path: Path) -> None:
     rule = "{disk.fill: {allow: true, max: {size: 2GiB, percent: 80}}}"
     policy = write(tmp_path, f"version: 1\nenvironment: staging\nfaults: {rule}")
@@ -161,6 +187,24 @@ def test_the_stop_file_has_a_place_by_itself_and_with_a_policy_that_is_broken(tm
         ("version: 1\nenvironment: staging\nfaults: {disk.io: {allow: true, max: {read: 20}}}", "not a rate"),
         ("version: 1\nenvironment: staging\nfaults: {disk.fill: {allow: true, max: {size: 20}}}", "20MiB"),
         ('version: 1\nenvironment: staging\nfaults: {"*": {allow: true, max: {speed: 20}}}', "`speed`"),
+        (
+            "version: 1\nenvironment: staging\nfaults: {disk.fill: {allow: true, paths: [srv]}}",
+            "srv is not the absolute",
+        ),
+        (
+            "version: 1\nenvironment: staging\nfaults: {disk.io: {allow: true, paths: [/srv/../etc]}}",
+            "not the absolute",
+        ),
+        ("version: 1\nenvironment: staging\nfaults: {disk.io: {allow: true, paths: []}}", "paths"),
+        (
+            "version: 1\nenvironment: staging\nfaults: {cpu.load: {allow: true, paths: [/srv]}}",
+            "`paths` bounds nothing",
+        ),
+        (
+            "version: 1\nenvironment: staging\nfaults: {disk.io: {allow: true, interfaces: [lo]}}",
+            "`interfaces` bounds n",
+        ),
+        ("version: 1\nenvironment: staging\nfaults: {network.loss: {allow: true, interfaces: []}}", "interfaces"),
         ("version: 1\nenvironment: staging\nfaults: {}\nlimits: {per_day: 0}", "per_day"),
         ("version: 1\nenvironment: staging\nfaults: {}\nlimits: {cooldown_s: .nan}", "cooldown_s"),
         ("version: 1\nenvironment: staging\nfaults: {}\nstop_file: STOP", "absolute"),

@@ -114,6 +114,10 @@ class Host:
     """Command names that no process fault touches."""
     scratch: str = "/var/tmp"  # noqa: S108 - only a default; files there are opened with O_TMPFILE
     """Where disk faults work when the parameters do not say."""
+    folders: tuple[str, ...] | None = None
+    """The policy's `paths` for this kind of fault: it works in these folders and below them only; None: anywhere."""
+    interfaces: tuple[str, ...] | None = None
+    """The policy's `interfaces` for this kind of fault: it touches no packets of others; None: of any."""
 
 
 class Hold(Protocol):
@@ -179,6 +183,8 @@ class Fault(ABC, Generic[P]):
     reverts: ClassVar[str]
     """One sentence: who ends it when everything of ours is dead. Shown by `explain`."""
     Parameters: type[P]
+    bounds: ClassVar[frozenset[str]] = frozenset()
+    """Which bounds of a policy its `prepare` keeps to: `paths` (`Host.folders`), `interfaces` (`Host.interfaces`)."""
 
     @abstractmethod
     def detect(self, host: Host) -> Capability:

@@ -25,7 +25,8 @@ from brownout_agent.faults.contract import (
     Refusal,
     SizeBytes,
 )
-from brownout_agent.kernel.disks import remedy_for
+from brownout_agent.faults.disk_folder import locate
+from brownout_agent.kernel.disks import open_unnamed, remedy_for
 from brownout_agent.quantities import format_size
 
 _MIB = 2**20
@@ -54,6 +55,7 @@ class DiskFill(Fault[DiskFillParameters]):
     summary: ClassVar[str] = "Fill a file system to a level, by a size, or to a rest that stays free"
     reverts: ClassVar[str] = "The kernel: the space is an unnamed file's, which goes when the holder dies."
     Parameters = DiskFillParameters
+    bounds: ClassVar[frozenset[str]] = frozenset({"paths"})
 
     def detect(self, host: Host) -> Capability:
         try:
@@ -63,11 +65,9 @@ class DiskFill(Fault[DiskFillParameters]):
         return ABLE
 
     def prepare(self, parameters: DiskFillParameters, host: Host) -> Facts:
-        folder = parameters.path
-        if not Path(folder).is_dir():
-            raise Refusal(f"{folder} is not a folder on this host", "name a folder on the file system that is meant")
+        folder = locate(parameters.path, host)
         try:
-            os.close(os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600))
+            os.close(open_unnamed(folder))
         except OSError as error:
             remedy = remedy_for(error, "use ext4, xfs or btrfs")
             raise Refusal(f"{folder} takes no unnamed file: {error.strerror}", remedy) from error
@@ -81,10 +81,10 @@ class DiskFill(Fault[DiskFillParameters]):
                 f"{folder} has {format_size(free)} free; {format_size(take)} would leave {left} of them",
                 f"ask for less, or say `leave`: without it {format_size(LEAVE_AT_LEAST_BYTES)} stay free",
             )
-        return {"take_bytes": take, "free_before_bytes": free}
+        return {"folder": folder, "take_bytes": take, "free_before_bytes": free}
 
     def apply(self, parameters: DiskFillParameters, facts: Facts, hold: Hold) -> None:
-        descriptor = os.open(parameters.path, os.O_TMPFILE | os.O_RDWR, 0o600)
+        descriptor = open_unnamed(facts["folder"])
         taken, step = 0, _FIRST_STEP_BYTES
         while taken < facts["take_bytes"] and step >= os.sysconf("SC_PAGE_SIZE"):
             size = min(step, facts["take_bytes"] - taken)
@@ -106,7 +106,7 @@ class _FillMeter(Meter):
 
     def __init__(self, record: Record[DiskFillParameters]) -> None:
         self._asked = int(record.facts["take_bytes"])
-        self._path = record.parameters.path
+        self._path = str(record.facts["folder"])
         self._holder = record.holders[0].pid
         self._held: list[int] = []
         self._free = 0

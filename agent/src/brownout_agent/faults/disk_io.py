@@ -31,6 +31,7 @@ from brownout_agent.faults.contract import (
     Refusal,
     SizeBytes,
 )
+from brownout_agent.faults.disk_folder import locate
 from brownout_agent.faults.stressor import Stressor, as_stressor, become_stressor, confine, place
 from brownout_agent.kernel.clock import boottime_ns
 from brownout_agent.kernel.disks import (
@@ -104,6 +105,7 @@ class DiskIo(Stressor[DiskIoParameters]):
     summary: ClassVar[str] = "Read from or write to a disk at a steady rate"
     reverts: ClassVar[str] = "The kernel: its workers die with the injector or by their timers, and the file with them."
     Parameters = DiskIoParameters
+    bounds: ClassVar[frozenset[str]] = frozenset({"paths"})
 
     def detect(self, host: Host) -> Capability:
         if not Path("/proc/self/io").exists():
@@ -112,9 +114,7 @@ class DiskIo(Stressor[DiskIoParameters]):
         return ABLE
 
     def prepare(self, parameters: DiskIoParameters, host: Host) -> Facts:
-        folder = parameters.path or host.scratch
-        if not Path(folder).is_dir():
-            raise Refusal(f"{folder} is not a folder on this host", "name a folder on the disk that is meant by `path`")
+        folder = locate(parameters.path or host.scratch, host)
         elsewhere = "name a folder on an ext4, xfs or btrfs disk by `path`"
         if (kind := filesystem_of(folder)) in IN_MEMORY:
             raise Refusal(f"{folder} is on {kind}, which is memory and no disk", elsewhere)

@@ -181,7 +181,7 @@ def resolve(parameters: NetworkParameters, host: Host) -> Facts:
     Raises:
         Refusal: a name or interface that is not there, or nothing left to hit once the exempt peers are taken out.
     """
-    _check_interface(parameters.interface)
+    _check_interface(parameters.interface, host.interfaces)
     networks = _resolve_networks(parameters.to) if parameters.to else None
     ports = tuple(parse_port_range(text) for text in parameters.port)
     peers = tuple((_peer_network(peer), peer.port) for peer in host.exempt_peers)
@@ -201,7 +201,13 @@ def resolve(parameters: NetworkParameters, host: Host) -> Facts:
     }
 
 
-def _check_interface(name: str | None) -> None:
+def _check_interface(name: str | None, allowed: tuple[str, ...] | None) -> None:
+    if allowed is not None and name not in allowed:
+        asked = "every interface, as none is named" if name is None else f"interface {name}"
+        raise Refusal(
+            f"{asked}; this host's policy allows this fault on {', '.join(allowed)} only",
+            f"write `interface: {allowed[0]}`, or add one under `interfaces:` of this fault in the policy",
+        )
     names = [found for _, found in socket.if_nameindex()]
     if name is None or name in names:
         return
@@ -223,9 +229,20 @@ def _look_up(name: str) -> list[Network]:
     try:
         answers = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
-        raise Refusal(f"cannot resolve {name}: {error}", f"check `getent hosts {name}` on this host") from error
+        raise Refusal(f"cannot resolve {name}: {error}", _how_to_resolve(name)) from error
     found = (parse_network(str(answer[4][0])) for answer in answers)
     return [network for network in found if network is not None]
+
+
+def _how_to_resolve(name: str) -> str:
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
+    except OSError:  # as our unit has it (RestrictAddressFamilies=), and then others on this host may resolve it
+        return (
+            "name it by its address, or in /etc/hosts: this injector has no network, so it asks no DNS server, whatever "
+            "`getent` finds; it does ask nscd, and systemd-resolved by libnss-resolve"
+        )
+    return f"check `getent hosts {name}` on this host"
 
 
 def _peer_network(peer: Peer) -> Network:

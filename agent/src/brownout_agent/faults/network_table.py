@@ -47,6 +47,7 @@ class PacketCounts:
 class NetworkFault(Fault[N]):
     """A fault that drops packets. A subclass says how many of them, and judges the counters."""
 
+    bounds = frozenset({"interfaces"})
     reverts = (
         "The kernel: the nftables table goes when the process that owns it dies, and a time-out inside the table "
         "ends the effect when its lease is not renewed, even where a kernel before 5.12 keeps the table; the reaper "

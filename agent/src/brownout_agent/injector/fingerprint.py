@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
-from brownout_agent.fingerprint import RESERVED, Fingerprint, Section, cut_section, is_reserved
+from brownout_agent.fingerprint import RESERVED, Fingerprint, Section, cut_line, cut_section, is_reserved
 from brownout_agent.injector import holder
 from brownout_agent.kernel import cgroup_tree, cgroups, files, mounts, netfilter, process_states, rtnetlink
 from brownout_agent.kernel.clock import boot_id, boottime_ns, wall_offset_ns
@@ -20,6 +20,7 @@ from brownout_agent.kernel.processes import PROC
 log = logging.getLogger(__name__)
 
 FOLDERS_MAX = 16
+NOT_LOOKED_AT = "this host's policy lets no disk fault work there, so it is not looked at"
 _FILES = ("/etc/hosts", "/etc/resolv.conf")
 _SYSCTLS = (
     "fs.file-max",
@@ -35,14 +36,19 @@ _SYSCTLS = (
 """Limits that a host runs into, and how it forwards: what a fault that exhausts something would turn."""
 
 
-def take_fingerprint(folders: Iterable[str]) -> Fingerprint:
+def take_fingerprint(folders: Iterable[str], may_look_at: Callable[[str], bool] = lambda _: True) -> Fingerprint:
     """Look at everything once; takes some tens of milliseconds and may hang as long as a file system in `folders` does.
 
     Args:
         folders: where disk faults work; of those that are absolute the first FOLDERS_MAX.
+        may_look_at: whether a folder is one. Of any other nothing is told, not even whether it is there.
     """
-    look = _Look([folder for folder in folders if folder.startswith("/")][:FOLDERS_MAX])
-    sections, unread = {}, {}
+    asked = [folder for folder in folders if folder.startswith("/")][:FOLDERS_MAX]
+    real = {folder: os.path.realpath(folder) for folder in asked}
+    refused = {folder for folder in asked if not may_look_at(real[folder])}
+    look = _Look([real[folder] for folder in asked if folder not in refused])
+    sections: dict[str, tuple[str, ...]] = {}
+    unread = {cut_line(f"{Section.SPACE} of {folder}"): NOT_LOOKED_AT for folder in refused}
     for section, read in look.readers().items():
         try:
             sections[section.value] = cut_section(read())

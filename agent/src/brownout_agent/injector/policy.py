@@ -8,6 +8,8 @@ everything::
     faults:
       cpu.load: {allow: true, max_seconds: 900, max: {percent: 90}}
       memory.load: {allow: true, max: {size: 2GiB}}
+      disk.fill: {allow: true, paths: [/srv/data]}
+      network.loss: {allow: true, interfaces: [eth1]}
       "*": {allow: false}           # every other fault; this is also the default
     hours: {days: [mon, tue, wed, thu, fri], from: "09:00", to: "17:00", tz: Europe/Berlin}
     limits: {concurrent: 2, per_day: 20, cooldown_s: 60}
@@ -38,6 +40,7 @@ from brownout_agent.injector.ceilings import Written, ceiling, check_ceilings, h
 from brownout_agent.injector.hours import Hours
 from brownout_agent.injector.order import Order
 from brownout_agent.injector.stop_file import WELL_KNOWN
+from brownout_agent.kernel.folders import is_below
 
 DURATION_CEILING_S = 12 * 3600.0
 """No policy can allow more; AWS FIS and Azure Chaos Studio stop at the same 12 h."""
@@ -59,6 +62,15 @@ class FaultRule(_Strict):
     max_seconds: Annotated[float, Field(gt=0, le=DURATION_CEILING_S)] = 900.0
     max: dict[str, Written] = {}
     """Ceilings of quantities by name, as people write them."""
+    paths: Annotated[tuple[Path, ...], Field(min_length=1)] | None = None
+    """A disk fault works in these folders and below them only; anywhere when left out."""
+    interfaces: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """A network fault must name one of these interfaces; any or none when left out."""
+
+    @property
+    def folders(self) -> tuple[str, ...] | None:
+        """`paths` as faults take them."""
+        return None if self.paths is None else tuple(map(str, self.paths))
 
 
 class Limits(_Strict):
@@ -96,13 +108,18 @@ class PolicyFile(_Strict):
 
 def _check_rule(kind: str, rule: FaultRule) -> None:
     """Find a mistake now that would let more pass than its writer thinks: a misspelt kind, a ceiling of nothing."""
-    if kind == _ANY_KIND and not rule.max:
+    bounds = {name for name in ("paths", "interfaces") if getattr(rule, name) is not None}
+    if kind == _ANY_KIND and not rule.max and not bounds:
         return
     known = catalogue()
     if kind != _ANY_KIND and kind not in known:
         near = get_close_matches(kind, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"it knows {', '.join(known)}"
         raise ValueError(f"faults: this host knows no fault `{kind}`; {hint}")
+    if kind in known and (useless := bounds - known[kind].bounds):
+        raise ValueError(f"faults.{kind}: `{min(useless)}` bounds nothing of this fault")
+    if rule.paths and (relative := [str(path) for path in rule.paths if not path.is_absolute() or ".." in path.parts]):
+        raise ValueError(f"faults.{kind}.paths: {relative[0]} is not the absolute path of a folder")
     for name, most in rule.max.items():
         meant = [known[kind]] if kind in known else [fault for fault in known.values() if has_parameter(fault, name)]
         if not meant:
@@ -163,7 +180,7 @@ class Policy:
             raise Refusal(f"this host refuses every fault: {self.why}", "write a policy; see docs/policy.md")
         if order.environment != self.file.environment:
             raise Refusal(f"the order is for environment `{order.environment}`, this host is `{self.file.environment}`")
-        rule = self.file.faults.get(order.kind) or self.file.faults.get(_ANY_KIND) or FaultRule(allow=False)
+        rule = self._rule(order.kind)
         if not rule.allow:
             raise Refusal(f"this host's policy does not allow {order.kind}", f"allow it under `faults:` in {self.why}")
         if order.duration_s > rule.max_seconds:
@@ -172,8 +189,18 @@ class Policy:
         _check_hours(self.file.hours, order.duration_s, situation.now)
         _check_limits(self.file.limits, situation)
 
-    def host(self, control_peers: tuple[Peer, ...], protected_pids: frozenset[int]) -> Host:
-        """What faults may know of this host."""
+    def may_look_at(self, real_path: str) -> bool:
+        """Whether some fault that works in folders may work in this one, so that its free space may be told."""
+        kinds = (kind for kind, fault in catalogue().items() if "paths" in fault.bounds)
+        allowed = [rule.folders for kind in kinds if (rule := self._rule(kind)).allow]
+        return any(folders is None or is_below(real_path, folders) for folders in allowed)
+
+    def _rule(self, kind: str) -> FaultRule:
+        faults = self.file.faults if self.file else {}
+        return faults.get(kind) or faults.get(_ANY_KIND) or FaultRule(allow=False)
+
+    def host(self, control_peers: tuple[Peer, ...], protected_pids: frozenset[int], kind: str = "") -> Host:
+        """What faults may know of this host; with a `kind`, also what bounds that one."""
         if self.file is None:
             return Host(exempt_peers=control_peers, protected_pids=protected_pids)
         return Host(
@@ -181,6 +208,8 @@ class Policy:
             exempt_ports=self.file.protect_ports,
             protected_pids=protected_pids,
             protected_names=Host().protected_names + self.file.protect_processes,
+            folders=self._rule(kind).folders,
+            interfaces=self._rule(kind).interfaces,
         )
 
 

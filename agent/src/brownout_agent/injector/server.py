@@ -205,8 +205,9 @@ class Door:
         caller.send(injector_pb2.FromInjector(fingerprint=to_wire(fingerprint, asked.fingerprint_id)))
 
     async def _tell_fingerprint(self, asked: fault_pb2.TakeFingerprint, caller: _Caller) -> None:
+        look = partial(take_fingerprint, tuple(asked.folders), self._admission.policy.may_look_at)
         try:
-            fingerprint = await asyncio.wrap_future(in_thread(partial(take_fingerprint, tuple(asked.folders))))
+            fingerprint = await asyncio.wrap_future(in_thread(look))
         finally:
             self._looks -= 1
         caller.send(injector_pb2.FromInjector(fingerprint=to_wire(fingerprint, asked.fingerprint_id)))
@@ -214,7 +215,7 @@ class Door:
     async def _inject(self, inject: fault_pb2.Inject, caller: _Caller) -> fault_pb2.OrderReply:
         assert self.supervisor is not None
         try:
-            order, host = read_order(inject, caller.agent_id), self._host(caller)
+            order, host = read_order(inject, caller.agent_id), self._host(caller, inject.kind)
         except OSError as error:
             return _refused(inject.fault_id, Refusal(f"this host could not be looked at: {error}"))
         except Refusal as refusal:
@@ -266,11 +267,11 @@ class Door:
         halted = self._admission.halted
         return _told(f"HALTED by {halted}" if halted else self._admission.policy.why)
 
-    def _host(self, caller: _Caller) -> Host:
+    def _host(self, caller: _Caller, kind: str = "") -> Host:
         ours = {os.getpid(), caller.pid, *ancestors(os.getpid()), *ancestors(caller.pid)}
         if self.watchdog is not None:
             ours.add(self.watchdog.pid)
-        return self._admission.policy.host(caller.control_peers, frozenset(ours))
+        return self._admission.policy.host(caller.control_peers, frozenset(ours), kind)
 
 
 def capabilities(host: Host, halted: str = "") -> list[fault_pb2.Capability]:

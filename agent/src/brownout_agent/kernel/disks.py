@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from brownout_agent.kernel.folders import opened
 from brownout_agent.kernel.processes import PROC, ProcessKey, is_alive
 
 ALIGNMENT_BYTES = 4096
@@ -22,18 +23,27 @@ class ScratchFile:
 
 
 def open_scratch(folder: str) -> ScratchFile:
-    """A fresh unnamed file in `folder`, by O_DIRECT where the file system has it.
+    """A fresh unnamed file in `folder` (see `open_unnamed`), by O_DIRECT where the file system has it.
 
     Raises:
         OSError: no such folder, no permission, or a file system without unnamed files.
     """
-    flags = os.O_TMPFILE | os.O_RDWR
     try:
-        return ScratchFile(os.open(folder, flags | os.O_DIRECT, 0o600), is_direct=True)
+        return ScratchFile(open_unnamed(folder, os.O_DIRECT), is_direct=True)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        return ScratchFile(os.open(folder, flags, 0o600), is_direct=False)
+        return ScratchFile(open_unnamed(folder), is_direct=False)
+
+
+def open_unnamed(folder: str, more_flags: int = 0) -> int:
+    """A fresh unnamed file in a folder whose path has no link in it.
+
+    Raises:
+        OSError: no such folder, a link on the way, no permission, or a file system without unnamed files.
+    """
+    with opened(folder) as descriptor:
+        return os.open(".", os.O_TMPFILE | os.O_RDWR | more_flags, 0o600, dir_fd=descriptor)
 
 
 def remedy_for(error: OSError, otherwise: str) -> str:

@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
+from brownout_agent.kernel.folders import opened
 from brownout_agent.kernel.processes import PROC
 
 _BLOCK = Path("/sys/block")
@@ -41,12 +43,14 @@ def read_device_mapper() -> list[str]:
 def read_space(folders: Iterable[str]) -> list[str]:
     """`FREE_BYTES TOTAL_BYTES FOLDER` for each folder that there is. Free is what ordinary users may still write.
 
+    Their paths have no links; one that has become a link is not there.
+
     Raises:
         OSError: one of them cannot be asked.
     """
     lines = []
     for folder in sorted(set(folders)):
-        if Path(folder).is_dir():
-            space = os.statvfs(folder)
+        with suppress(FileNotFoundError, NotADirectoryError), opened(folder) as descriptor:
+            space = os.statvfs(descriptor)
             lines.append(f"{space.f_bavail * space.f_frsize} {space.f_blocks * space.f_frsize} {folder}")
     return lines

@@ -112,6 +112,7 @@ def find_residue(host: str, faults: Mapping[str, str], before: Fingerprint, afte
         residue, elses = _attribute(section, section in touched, found, others)
         left += residue
         changed += elses
+    unread += [f"{what}: {why}" for what, why in sorted(after.unread.items()) if what not in set(Section)]
     state = ResidueState.RESIDUE if left else ResidueState.UNKNOWN if is_unknown else ResidueState.CLEAN
     return HostResidue(host, state, tuple(left), tuple(changed), tuple(unread))
 
