@@ -77,7 +77,29 @@ def test_a_host_that_cannot_do_it_is_refused_with_its_reason_and_remedy() -> Non
 def test_a_host_of_another_environment_is_refused() -> None:
     ((code, message, _),) = problems([host("app-1", environment="production")])
     assert code == "wrong-environment"
-    assert "the policy of app-1 is for `production`" in message
+    assert "matches 0 hosts of environment `staging`" in message
+    assert message.endswith("elsewhere: app-1 (`production`)")
+    probes = 'probes: {web: {http: "http://shop.test/", from: ["role=edge"]}}'
+    fleet = [host("app-1"), *(host(f"edge-{n}", role="edge", environment="production") for n in range(5))]
+    ((code, message, _),) = problems(fleet, extra=probes)
+    assert code == "wrong-environment"
+    assert message.endswith("elsewhere: edge-0 (`production`), edge-1 (`production`), edge-2 (`production`) and 2 more")
+
+
+def test_of_hosts_in_several_environments_those_of_the_experiments_are_meant() -> None:
+    fleet = [host(f"app-{n}", environment="staging" if n % 2 else "production") for n in range(20)]
+    made = plan(fleet, "all")
+    assert made.faults[0].hosts == tuple(sorted(f"app-{n}" for n in range(20) if n % 2))
+    assert {one.name for one in made.hosts} == set(made.faults[0].hosts)
+
+
+def test_a_host_without_a_policy_that_can_be_read_may_probe_and_gets_no_fault() -> None:
+    probes = 'probes: {web: {http: "http://shop.test/", from: ["role=edge"]}}'
+    bare = {"environment": "", "policy": "no file"}
+    assert plan([host("app-1"), host("edge-1", role="edge", **bare)], extra=probes).observers[0].vantage == "edge-1"
+    ((code, message, _),) = problems([host("app-1", **bare)])
+    assert code == "wrong-environment"
+    assert "app-1 has no policy that allows anything (no file)" in message
 
 
 def test_a_host_without_injector_is_refused() -> None:

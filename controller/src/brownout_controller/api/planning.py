@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from brownout_controller.access.approvals import Blast, find_approval, may_approve
-from brownout_controller.access.decisions import Grant, Place, Principal, decide
+from brownout_controller.access.decisions import ALLOWED, Decision, Grant, Place, Principal, decide
 from brownout_controller.access.permissions import Permission
 from brownout_controller.api.problems import Problem
 from brownout_controller.api.services import Services
@@ -125,6 +125,15 @@ def faulted(plan: Plan) -> frozenset[str]:
     return frozenset(
         name for fault in plan.faults for name in (fault.matched if fault.chosen_at_injection else fault.hosts)
     )
+
+
+def may_make(principal: Principal, plan: Plan) -> Decision:
+    """Whether somebody may make a plan: in its environment, and on each of its hosts where that host is. One of no
+    known environment is everybody's, so only a grant for all environments covers it.
+    """
+    places = [place_of_plan(plan), *(place_of_host(host) for host in plan.hosts if host.name in hosts_of(plan))]
+    decisions = (decide(principal, Permission.PLAN_MAKE, place) for place in places)
+    return next((one for one in decisions if not one.allowed), ALLOWED)
 
 
 def blast_of(plan: Plan, hosts: Iterable[HostView]) -> Blast:

@@ -15,6 +15,7 @@ from brownout_controller.language.selectors import Selector
 from brownout_controller.planning.fleet_view import HostView
 
 WATCH_EVERY_MS = 100
+_NAMED_MAX = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +106,48 @@ class Plan:
 
 
 def make_plan(experiment: Experiment, hosts: Iterable[HostView], seed: int) -> Plan:
-    """Resolve targets and vantages against these hosts.
+    """Resolve targets and vantages against those of these hosts that the experiment can be about.
 
     Raises:
         PlanRefused: a target or vantage matches nobody, or a chosen host cannot do what it is chosen for.
     """
-    known = tuple(sorted(hosts, key=lambda host: host.name))
-    problems: list[Problem] = []
-    faults = tuple(_plan_fault(experiment, fault, known, seed, problems) for fault in experiment.faults)
-    observers = (*_plan_probes(experiment, known, problems), *_plan_watchers(experiment, known, problems))
-    if problems:
-        raise PlanRefused(problems)
-    return Plan(experiment, seed, known, faults, observers)
+    known = sorted(hosts, key=lambda host: host.name)
+    here = tuple(within(experiment.environment, known))
+    fleet = _Fleet(experiment.environment, here, tuple(host for host in known if host not in here), [])
+    faults = tuple(_plan_fault(experiment, fault, fleet, seed) for fault in experiment.faults)
+    observers = (*_plan_probes(experiment, fleet), *_plan_watchers(experiment, fleet))
+    if fleet.problems:
+        raise PlanRefused(fleet.problems)
+    return Plan(experiment, seed, here, faults, observers)
+
+
+def within(environment: str, hosts: Iterable[HostView]) -> list[HostView]:
+    """The hosts that an experiment of an environment can mean: those there, and those of which nobody knows where they
+    are. Those are good for probes; a fault is refused by the policy that they lack.
+    """
+    return [host for host in hosts if host.environment in {environment, ""}]
+
+
+@dataclass(frozen=True, slots=True)
+class _Fleet:
+    """The hosts that a plan can mean, those that it cannot, and what is wrong so far."""
+
+    environment: str
+    here: tuple[HostView, ...]
+    elsewhere: tuple[HostView, ...]
+    problems: list[Problem]
+
+    def nobody(self, code: str, what: str, selector: Selector, outcome: str = "") -> None:
+        """Note that a selector matches no host here, and where it would."""
+        others = [host for host in self.elsewhere if selector.matches(host.labels)]
+        if not others:
+            self.problems.append(Problem(code, f"{what} matches 0 hosts{outcome}", _closest(selector, self.here)))
+            return
+        named = ", ".join(f"{host.name} (`{host.environment}`)" for host in others[:_NAMED_MAX])
+        more = f" and {len(others) - _NAMED_MAX} more" if len(others) > _NAMED_MAX else ""
+        message = f"{what} matches 0 hosts of environment `{self.environment}`{outcome}; elsewhere: {named}{more}"
+        remedy = "set `environment:` in the experiment, or mend the hosts' policies"
+        self.problems.append(Problem("wrong-environment", message, remedy))
 
 
 def choose_hosts(target: Target, fault_name: str, hosts: Sequence[HostView], seed: int) -> tuple[str, ...]:
@@ -131,19 +162,17 @@ def match(target: Target, hosts: Sequence[HostView]) -> list[HostView]:
     return [host for host in hosts if target.selector.matches(host.labels) and host.name not in target.exclude]
 
 
-def _plan_fault(
-    experiment: Experiment, fault: FaultSpec, hosts: Sequence[HostView], seed: int, problems: list[Problem]
-) -> PlannedFault:
+def _plan_fault(experiment: Experiment, fault: FaultSpec, fleet: _Fleet, seed: int) -> PlannedFault:
     target = experiment.target_of(fault)
-    matched = tuple(host.name for host in match(target, hosts))
+    matched = tuple(host.name for host in match(target, fleet.here))
     at_injection = target.resolve == "at_injection"
-    chosen = () if at_injection else choose_hosts(target, fault.name, hosts, seed)
+    chosen = () if at_injection else choose_hosts(target, fault.name, fleet.here, seed)
     if not matched and target.if_none == "fail":
-        message = f"target `{fault.target}` of fault `{fault.name}` matches 0 hosts, so nothing was injected"
-        problems.append(Problem("no-target", message, _closest(target.selector, hosts)))
-    for host in hosts:
+        what = f"target `{fault.target}` of fault `{fault.name}`"
+        fleet.nobody("no-target", what, target.selector, ", so nothing was injected")
+    for host in fleet.here:
         if host.name in (matched if at_injection else chosen):
-            problems.extend(_unfit(fault, host, experiment.environment))
+            fleet.problems.extend(_unfit(fault, host, experiment.environment))
     return PlannedFault(
         name=fault.name,
         kind=fault.inject,
@@ -164,9 +193,8 @@ def _unfit(fault: FaultSpec, host: HostView, environment: str) -> list[Problem]:
         message = f"{host.name} has no injector, so it can inject nothing"
         return [Problem("no-injector", message, f"start brownout-injector on {host.name}: {host.policy}")]
     if host.environment != environment:
-        there = f"`{host.environment}`" if host.environment else f"none that allows anything ({host.policy})"
-        message = f"the experiment is for environment `{environment}`; the policy of {host.name} is for {there}"
-        return [Problem("wrong-environment", message, "set `environment:` in the experiment, or mend the policy")]
+        message = f"the experiment is for environment `{environment}`; {host.name} has no policy that allows anything"
+        return [Problem("wrong-environment", f"{message} ({host.policy})", f"mend the policy of {host.name}")]
     if fault.inject in host.unable:
         reason, remedy = host.unable[fault.inject]
         return [Problem("not-able", f"{host.name} cannot do {fault.inject}: {reason}", remedy)]
@@ -195,33 +223,28 @@ def _closest(selector: Selector, hosts: Sequence[HostView]) -> str:
     return f"closest: {'; '.join(parts)}" + (f"; did you mean `{label}`?" if label else "")
 
 
-def _plan_probes(
-    experiment: Experiment, hosts: Sequence[HostView], problems: list[Problem]
-) -> Iterable[PlannedObserver]:
+def _plan_probes(experiment: Experiment, fleet: _Fleet) -> Iterable[PlannedObserver]:
     return [
         PlannedObserver(f"probe/{name}/{place}", name, probe.kind, False, probe.settings, probe.every_ms, place)
         for name, probe in experiment.probes.items()
         for vantage in probe.vantages
-        for place in _places(vantage, f"probe `{name}`", hosts, problems)
+        for place in _places(vantage, f"probe `{name}`", fleet)
     ]
 
 
-def _plan_watchers(
-    experiment: Experiment, hosts: Sequence[HostView], problems: list[Problem]
-) -> Iterable[PlannedObserver]:
+def _plan_watchers(experiment: Experiment, fleet: _Fleet) -> Iterable[PlannedObserver]:
     return [
         PlannedObserver(f"watch/{name}/{place}", name, watch.kind, True, watch.settings, WATCH_EVERY_MS, place)
         for name, watch in experiment.watch.items()
-        for place in _places(watch.vantage, f"watcher `{name}`", hosts, problems)[:1]
+        for place in _places(watch.vantage, f"watcher `{name}`", fleet)[:1]
     ]
 
 
-def _places(vantage: str, what: str, hosts: Sequence[HostView], problems: list[Problem]) -> list[str]:
+def _places(vantage: str, what: str, fleet: _Fleet) -> list[str]:
     if vantage == CONTROLLER:
         return [CONTROLLER]
     selector = Selector.parse(vantage)
-    places = [host.name for host in hosts if selector.matches(host.labels)]
+    places = [host.name for host in fleet.here if selector.matches(host.labels)]
     if not places:
-        message = f"the vantage `{vantage}` of {what} matches 0 hosts"
-        problems.append(Problem("no-vantage", message, _closest(selector, hosts)))
+        fleet.nobody("no-vantage", f"the vantage `{vantage}` of {what}", selector)
     return places

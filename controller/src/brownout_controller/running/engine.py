@@ -12,7 +12,7 @@ from brownout_agent.frames import to_value
 from brownout_protos.v1 import fault_pb2, fleet_pb2
 
 from brownout_controller.fleet.sessions import LEASE_MS, Arrival, Fleet, HostState
-from brownout_controller.planning.plan import Plan, choose_hosts
+from brownout_controller.planning.plan import Plan, choose_hosts, within
 from brownout_controller.record import Event, EventKind, HostResidue, ResidueState, RunRecord
 from brownout_controller.running import messages
 from brownout_controller.running.collector import Collector, RunFacts
@@ -149,7 +149,8 @@ class Engine:
     def _choose(self, name: str) -> None:
         experiment = self._plan.experiment
         spec = next(fault for fault in experiment.faults if fault.name == name)
-        hosts = tuple(view_of(host) for host in self._fleet.connected if self._may_mean(host.name))
+        views = (view_of(host) for host in self._fleet.connected if self._may_mean(host.name))
+        hosts = within(experiment.environment, views)
         chosen = choose_hosts(experiment.target_of(spec), name, hosts, self._plan.seed)
         self._feed(messages.HostsChosen(self.timeline.now(), name, chosen))
 

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 from fastapi.concurrency import run_in_threadpool
 
 from brownout_controller.access.approvals import Blast, BlastLimit
-from brownout_controller.access.decisions import decide
 from brownout_controller.access.permissions import Permission
 from brownout_controller.api import planning
 from brownout_controller.api.gate import Caller, needs
@@ -33,7 +32,7 @@ async def make_plan(
 
     def keep() -> dict[str, Any]:
         kept = planning.kept_plan(plan, wish, caller.user)
-        caller.demand_new(decide(caller.principal, Permission.PLAN_MAKE, kept.place), f"plan {plan.digest}")
+        caller.demand_new(planning.may_make(caller.principal, plan), f"plan {plan.digest}")
         return describe(here, here.approvals.keep_plan(kept), blast, caller.user)
 
     return await run_in_threadpool(keep)

@@ -11,7 +11,6 @@ from fastapi import Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from brownout_controller.access.approvals import Blast, may_start
-from brownout_controller.access.decisions import decide
 from brownout_controller.access.permissions import Permission
 from brownout_controller.analysis.verdict import judge
 from brownout_controller.api import planning
@@ -200,7 +199,7 @@ def _may_start(plan: Plan, wish: Wish, blast: Blast, here: Services, caller: Cal
     subject = f"run of plan {plan.digest}"
     if kept is None:
         fresh = planning.kept_plan(plan, wish, caller.user)
-        made = decide(caller.principal, Permission.PLAN_MAKE, fresh.place)
+        made = planning.may_make(caller.principal, plan)
         if not made.allowed:
             caller.refuse(subject, made.reason)
         kept = here.approvals.keep_plan(fresh)
