@@ -6,6 +6,11 @@ from brownout_agent.epochs import A_DAY_MAX, DAY_NS, EPOCH_MAX, Epoch, EpochRefu
 NOW_NS = 1_800_000_000 * 10**9
 
 
+def test_a_new_host_has_obeyed_nobody_and_its_limits_are_what_is_promised() -> None:
+    assert Epoch() == Epoch(0, 0, 0)
+    assert (A_DAY_MAX, EPOCH_MAX, DAY_NS) == (1_000_000, 4_611_686_018_427_387_904, 86_400_000_000_000)
+
+
 def test_it_rises_or_stays_and_an_older_one_is_refused_by_both_numbers() -> None:
     epoch = Epoch().raised(5, NOW_NS)
     assert epoch == Epoch(5, 0, NOW_NS)

@@ -281,7 +281,11 @@ def test_what_stands_on_a_disk_that_became_read_only_is_read_and_locked_and_take
         journal = Journal(tmp_path / "state")
         journal.record(FULL)
         journal.close()
+        (tmp_path / "linked").mkdir(mode=0o700)
+        (tmp_path / "linked" / "lock").symlink_to(tmp_path / "state" / "lock")
         subprocess.run(["mount", "-o", "remount,ro", tmp_path], check=True)
+        with pytest.raises(JournalError, match="symbolic links"):
+            Journal(tmp_path / "linked")
         journal = Journal(tmp_path / "state")
         with pytest.raises(JournalHeld):
             Journal(tmp_path / "state")

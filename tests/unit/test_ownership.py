@@ -21,7 +21,7 @@ from brownout_controller.store.identities import Certified, Identities, Identity
 from brownout_controller.store.owners import Owners
 from brownout_protos.v1 import fault_pb2, fleet_pb2
 
-WITHIN_S = 20.0
+WITHIN_S = 60.0
 US, THEM = "controller-us", "controller-them"
 OUR_ADDRESS, THEIR_ADDRESS = "10.0.0.1:7700", "10.0.0.2:7700"
 LOCKED = "this agent is locked: two live agents use its certificate"
