@@ -12,12 +12,14 @@ import pytest
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Effect, Facts, Fault, Host, Meter, Record
 from brownout_agent.faults.cpu_load import CpuLoad
+from brownout_agent.host_log import HostLog
 from brownout_agent.injector import admission
 from brownout_agent.injector.admission import Admission
 from brownout_agent.injector.journal import Journal, Mark
 from brownout_agent.injector.ledger import Ledger
 from brownout_agent.injector.live import FaultStatus
 from brownout_agent.injector.order import Order
+from brownout_agent.injector.own_copy import OwnCopy
 from brownout_agent.injector.policy import EMBEDDED
 from brownout_agent.injector.supervisor import Supervisor
 
@@ -93,7 +95,8 @@ async def until(condition: Callable[[], bool], within_s: float = WITHIN_S) -> No
 async def house(folder: Path) -> AsyncIterator[House]:
     journal = Journal(folder)
     told: list[FaultStatus] = []
-    it = House(Supervisor(journal, Admission(EMBEDDED, Ledger(folder)), told.append), journal, told)
+    admission = Admission(EMBEDDED, Ledger(folder), OwnCopy(HostLog(folder)))
+    it = House(Supervisor(journal, admission, told.append), journal, told)
     it.tasks += [asyncio.create_task(it.supervisor.run()), asyncio.create_task(it.supervisor.retry_leftovers())]
     try:
         yield it

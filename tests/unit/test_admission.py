@@ -15,11 +15,13 @@ from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Facts, Fault, FaultParameters, Host, Refusal
 from brownout_agent.faults.cpu_load import CpuLoad
 from brownout_agent.frames import to_value
+from brownout_agent.host_log import HostLog
 from brownout_agent.injector import admission as admissions
 from brownout_agent.injector.admission import Admission, idle_s, prepare
 from brownout_agent.injector.journal import Entry, Mark
 from brownout_agent.injector.ledger import Ledger
 from brownout_agent.injector.order import Order, check_id, read_order
+from brownout_agent.injector.own_copy import OwnCopy
 from brownout_agent.injector.policy import load
 from brownout_agent.injector.stop_file import RELEASE
 from brownout_agent.kernel.clock import boot_id, boottime_ns
@@ -35,7 +37,7 @@ def admission(folder: Path, policy: str = "") -> Admission:
     path = folder / "policy.yaml"
     rules = '{"*": {allow: true, max_seconds: 43200}}'
     path.write_text(f"version: 1\nenvironment: staging\nstop_file: {folder}/STOP\nfaults: {rules}\n{policy}")
-    return Admission(load(path), Ledger(folder))
+    return Admission(load(path), Ledger(folder), OwnCopy(HostLog(folder)))
 
 
 def passes(asked: Admission, order: Order = ORDER, running: int = 0, past: tuple[Entry, ...] = ()) -> bool:

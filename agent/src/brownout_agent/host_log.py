@@ -11,10 +11,13 @@ import time
 from pathlib import Path
 
 from brownout_agent.chain import GENESIS, Link, link, read_line
+from brownout_agent.kernel.durable import reserve
 
 NAME = "audit.jsonl"
 FILE_BYTES_MAX = 4 * 2**20
 """About 10,000 orders."""
+_ROOM_BYTES = 64 * 2**10
+"""Reserved ahead: a disk that has become full takes some 150 records more, those of undoing among them."""
 _TEXT_MAX = 500
 _SAME_AGAIN_S = 600.0
 _SAID_MAX = 1_000
@@ -73,6 +76,8 @@ class HostLog:
         descriptor = os.open(self.path, flags, 0o600)
         try:
             size = os.fstat(descriptor).st_size
+            if size % _ROOM_BYTES + len(line) > _ROOM_BYTES or not size:
+                reserve(descriptor, size, 2 * _ROOM_BYTES)
             try:
                 if os.write(descriptor, line) < len(line):
                     raise OSError("not all of a record was taken")

@@ -239,8 +239,8 @@ def _how_to_resolve(name: str) -> str:
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
     except OSError:  # as our unit has it (RestrictAddressFamilies=), and then others on this host may resolve it
         return (
-            "name it by its address, or in /etc/hosts: this injector has no network, so it asks no DNS server, whatever "
-            "`getent` finds; it does ask nscd, and systemd-resolved by libnss-resolve"
+            "name it by its address, or in /etc/hosts: this injector has no network, so it asks no DNS server, whatever"
+            " `getent` finds; it does ask nscd, and systemd-resolved by libnss-resolve"
         )
     return f"check `getent hosts {name}` on this host"
 

@@ -19,6 +19,7 @@ from brownout_agent.faults.contract import Facts, Fault, FaultParameters, Host, 
 from brownout_agent.injector.journal import Entry, Mark
 from brownout_agent.injector.ledger import Ledger, LedgerError
 from brownout_agent.injector.order import Order
+from brownout_agent.injector.own_copy import OwnCopy
 from brownout_agent.injector.policy import DURATION_CEILING_S, LEASE_CEILING_S, Policy, Situation
 from brownout_agent.injector.stop_file import RELEASE, StopFile
 from brownout_agent.injector.threads import in_thread
@@ -32,10 +33,11 @@ log = logging.getLogger(__name__)
 class Admission:
     """Who may pass: compiled-in limits, the STOP file, the policy, and what this host has obeyed before."""
 
-    def __init__(self, policy: Policy, ledger: Ledger) -> None:
+    def __init__(self, policy: Policy, ledger: Ledger, own_copy: OwnCopy) -> None:
         self.policy = policy
         self.stop_file = StopFile(policy.stop_file)
         self._ledger = ledger
+        self._own_copy = own_copy
 
     @property
     def halted(self) -> str:
@@ -92,6 +94,10 @@ class Admission:
         """
         with self._asking_the_ledger() as ledger:
             ledger.take(order.epoch, time.time_ns(), self.policy.per_day, order.agent_id)
+        try:
+            self._own_copy.obey(order)
+        except OSError as error:
+            raise Refusal(f"this host's own copy of the order cannot be kept: {error}", "make room") from error
         return replace(order, lease_s=self.policy.lease_s(order.lease_s))
 
     @contextmanager

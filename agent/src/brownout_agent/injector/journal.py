@@ -200,6 +200,11 @@ class Journal:
         os.close(self._lock)
 
     @property
+    def folder(self) -> Path:
+        """The state directory that it stands for: who holds it may write what else is there."""
+        return self._path.parent
+
+    @property
     def unfinished(self) -> list[Entry]:
         """Every fault that was begun and not yet seen clean, the oldest first."""
         return [entry for entry in self.entries.values() if entry.mark not in FINISHED]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from brownout_agent import __version__
 from brownout_agent.faults.contract import Host
+from brownout_agent.host_log import HostLog
 from brownout_agent.injector import confinement
 from brownout_agent.injector import policy as policies
 from brownout_agent.injector.admission import Admission
@@ -20,6 +21,7 @@ from brownout_agent.injector.halting import obey
 from brownout_agent.injector.host_halt import halt_host
 from brownout_agent.injector.journal import Journal, JournalError
 from brownout_agent.injector.ledger import Ledger
+from brownout_agent.injector.own_copy import OwnCopy
 from brownout_agent.injector.policy import Policy
 from brownout_agent.injector.reaper import Watchdog, reap, watch
 from brownout_agent.injector.server import Door, capabilities
@@ -49,8 +51,9 @@ async def serve(socket: Path, state: Path, policy: Policy, agent_uid: int) -> in
         log.error("%s left residue: %s", fault_id, "; ".join(residue))
     if policy.file is None:
         log.error("refusing every fault: %s", policy.why)
-    admission = Admission(policy, Ledger(state))
-    door = Door(admission, agent_uid)
+    own_copy = OwnCopy(HostLog(state))
+    admission = Admission(policy, Ledger(state), own_copy)
+    door = Door(admission, own_copy, agent_uid)
     door.supervisor = supervisor = Supervisor(journal, admission, door.tell, door.ask_control)
     door.watchdog = watchdog
     stop = asyncio.Event()
@@ -76,6 +79,7 @@ async def serve(socket: Path, state: Path, policy: Policy, agent_uid: int) -> in
     socket.unlink(missing_ok=True)
     if clean:
         watchdog.end()
+    own_copy.close()
     journal.close()
     for number in _STOPS:  # one more must not change the exit code
         asyncio.get_running_loop().remove_signal_handler(number)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from brownout_agent.host_log import HostLog
 from brownout_agent.injector.journal import Entry, Journal, JournalError, JournalHeld, Mark
 from brownout_agent.injector.lifecycle import Cause
 from brownout_agent.injector.threads import in_thread
@@ -46,10 +47,20 @@ class Reaped:
 def reap(journal: Journal) -> Reaped:
     """Undo and verify every unfinished entry; each is marked clean only when the kernel was seen clean."""
     left = undo_all(journal.unfinished)
-    note_reaped(journal, left)
+    _keep(note_reaped(journal, left), HostLog(journal.folder))
     clean = tuple(fault_id for fault_id, residue in left.items() if not residue)
     unmarked = tuple(fault_id for fault_id in clean if journal.entries[fault_id].mark is not Mark.CLEAN)
     return Reaped(clean, {fault_id: residue for fault_id, residue in left.items() if residue}, unmarked)
+
+
+def _keep(reaped: Iterable[Entry], own_copy: HostLog) -> None:
+    """What became of them, in the injector's own copy; a disk that does not take it keeps nobody from the next undo."""
+    for entry in reaped:
+        try:
+            why = "; ".join(entry.residue)
+            own_copy.keep("reaper", "fault.state", entry.fault_id, entry.mark, why, kind=entry.kind, cause=entry.cause)
+        except OSError as error:
+            log.error("not in this host's own copy: %s is %s (%s)", entry.fault_id, entry.mark, error)
 
 
 def undo_all(entries: Iterable[Entry]) -> dict[str, tuple[str, ...]]:

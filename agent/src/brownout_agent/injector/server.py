@@ -25,6 +25,7 @@ from brownout_agent.injector.fingerprint import take_fingerprint
 from brownout_agent.injector.journal import JournalError, Mark
 from brownout_agent.injector.live import FaultStatus
 from brownout_agent.injector.order import read_order
+from brownout_agent.injector.own_copy import OwnCopy
 from brownout_agent.injector.reaper import Watchdog
 from brownout_agent.injector.stop_file import RELEASE
 from brownout_agent.injector.supervisor import Supervisor
@@ -57,8 +58,14 @@ class _Caller:
 
     writer: asyncio.StreamWriter
     pid: int
+    uid: int
     agent_id: str = ""
     control_peers: tuple[Peer, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Who it says it is, in the own copy; the uid is the kernel's word."""
+        return f"agent:{self.agent_id}" if self.agent_id else f"uid:{self.uid}"
 
     def send(self, message: injector_pb2.FromInjector) -> None:
         if self.writer.is_closing():
@@ -73,8 +80,9 @@ class _Caller:
 class Door:
     """Serves the socket; everything it is asked goes to the supervisor."""
 
-    def __init__(self, admission: Admission, allowed_uid: int) -> None:
+    def __init__(self, admission: Admission, own_copy: OwnCopy, allowed_uid: int) -> None:
         self._admission = admission
+        self._own_copy = own_copy
         self._allowed_uid = allowed_uid
         self._agent: _Caller | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -95,12 +103,15 @@ class Door:
         return server
 
     def tell(self, status: FaultStatus) -> None:
-        """Pass a change of a fault on to the agent, if one is there; it asks for all when it comes back."""
+        """Keep a change of a fault, and tell the agent, if one is there; it asks for all when it comes back."""
+        self._own_copy.tell(status)
         if self._agent is not None:
             self._agent.send(injector_pb2.FromInjector(report=to_report(status)))
 
     def tell_inspection(self) -> None:
-        """Tell the agent anew what this host can and may do: it was halted or released."""
+        """This host was halted or released: keep that, and tell the agent anew what it can and may do."""
+        halted = self._admission.halted
+        self._own_copy.note("root", "host.halt", halted, "halted" if halted else "released")
         if self._agent is not None:
             self._start(self._send_inspection(self._agent))
 
@@ -118,7 +129,7 @@ class Door:
             log.warning("refused pid %d of uid %d: the socket is for uid %d", pid, uid, self._allowed_uid)
             writer.close()
             return
-        caller = _Caller(writer, pid)
+        caller = _Caller(writer, pid, uid)
         try:
             while (message := await read_frame(reader, injector_pb2.ToInjector)) is not None:
                 if writer.is_closing():
@@ -140,7 +151,7 @@ class Door:
             case "inject":
                 self._take_on(message.inject, caller)
             case "stop":
-                caller.send(injector_pb2.FromInjector(reply=self._stop(message.stop)))
+                caller.send(injector_pb2.FromInjector(reply=self._stop(message.stop, caller)))
             case "renew" | "control_alive":
                 self._hear_of_controller(message, caller)
             case "inspect":
@@ -148,7 +159,7 @@ class Door:
             case "fingerprint":
                 self._look(message.fingerprint, caller)
             case "halt":
-                caller.send(injector_pb2.FromInjector(halted=await self._halt(message.halt)))
+                caller.send(injector_pb2.FromInjector(halted=await self._halt(message.halt, caller)))
             case _:
                 raise BadFrame("an empty message")
 
@@ -179,7 +190,7 @@ class Door:
         elif len(self._tasks) >= _ORDERS_AT_ONCE:
             reason = f"{_ORDERS_AT_ONCE} orders are being looked at already"
         if reason:
-            caller.send(injector_pb2.FromInjector(reply=_refused(inject.fault_id, Refusal(reason))))
+            caller.send(injector_pb2.FromInjector(reply=self._refuse(inject, caller, Refusal(reason))))
             return
         self._start(self._reply_to(inject, caller))
 
@@ -217,17 +228,22 @@ class Door:
         try:
             order, host = read_order(inject, caller.agent_id), self._host(caller, inject.kind)
         except OSError as error:
-            return _refused(inject.fault_id, Refusal(f"this host could not be looked at: {error}"))
+            return self._refuse(inject, caller, Refusal(f"this host could not be looked at: {error}"))
         except Refusal as refusal:
-            return _refused(inject.fault_id, refusal)
+            return self._refuse(inject, caller, refusal)
         try:
             await self.supervisor.inject(order, host)
         except Refusal as refusal:
-            return _refused(inject.fault_id, refusal)
+            return self._refuse(inject, caller, refusal)
         return _REPLY(fault_id=inject.fault_id, outcome=_REPLY.ACCEPTED)
 
-    def _stop(self, stop: fault_pb2.Stop) -> fault_pb2.OrderReply:
+    def _refuse(self, inject: fault_pb2.Inject, caller: _Caller, refusal: Refusal) -> fault_pb2.OrderReply:
+        self._own_copy.note_cheap(caller.name, "fault.inject", inject.fault_id, "refused", refusal.reason)
+        return _refused(inject.fault_id, refusal)
+
+    def _stop(self, stop: fault_pb2.Stop, caller: _Caller) -> fault_pb2.OrderReply:
         assert self.supervisor is not None
+        self._own_copy.note_cheap(caller.name, "fault.stop", stop.fault_id, "obeyed", stop.reason)
         try:
             self.supervisor.stop(stop.fault_id, stop.reason)
         except Refusal as refusal:
@@ -236,9 +252,10 @@ class Door:
             return _REPLY(fault_id=stop.fault_id, outcome=_REPLY.INDEFINITE, reason=str(error))
         return _REPLY(fault_id=stop.fault_id, outcome=_REPLY.ACCEPTED)
 
-    async def _halt(self, halt: fault_pb2.Halt) -> fault_pb2.Halted:
+    async def _halt(self, halt: fault_pb2.Halt, caller: _Caller) -> fault_pb2.Halted:
         """From anybody, whatever its epoch. It holds up this connection alone: there is nothing left to do on it."""
         assert self.supervisor is not None
+        self._own_copy.note_cheap(caller.name, "host.halt", "every fault", "obeyed", halt.reason)
         remaining = await self.supervisor.halt(f"halted: {_told(halt.reason)}")
         message = f"not verified gone: {', '.join(remaining)}" if remaining else ""
         return fault_pb2.Halted(

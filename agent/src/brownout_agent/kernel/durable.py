@@ -1,7 +1,17 @@
-"""What was made, renamed or removed in a folder is so after a power failure as well."""
+"""What is on disk to stay: names in a folder after a power failure, and room for what is written later."""
 
+import ctypes
 import os
 from pathlib import Path
+
+_FALLOC_FL_KEEP_SIZE = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+def reserve(descriptor: int, offset: int, size_bytes: int) -> bool:
+    """Have the file system set blocks aside beyond the end of a file (fallocate(2)); False where it does not."""
+    return bool(_libc.fallocate(descriptor, _FALLOC_FL_KEEP_SIZE, offset, size_bytes) == 0)
 
 
 def sync_folder(folder: Path) -> None:
