@@ -1,17 +1,23 @@
-"""At calls that change something, chosen by a seed from the lives of every fault, the injector is killed.
+"""At calls that change something, chosen by a seed from every scene, somebody is killed.
 
-`make bench-crash-points` kills at all of them and writes docs/crash-points.md.
+`make bench-crash-points` kills at all of them and writes that page.
 """
 
 import asyncio
 import os
 import platform
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.crash_points import points_of, strike, trace, traced_host
+from tests.support.crash_points import points_of, traced_host
+from tests.support.crash_scenes import SCENES, look, strike, trace
+from tests.support.janitor import GROUP
+from tests.support.polling import wait_until
 
 pytestmark = [
     pytest.mark.root,
@@ -19,31 +25,57 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="traces and kills programs of root"),
     pytest.mark.skipif(platform.machine() != "x86_64", reason="knows the numbers of system calls on x86-64 only"),
 ]
-KINDS = (
-    "cpu.load", "disk.fill", "disk.io", "memory.load", "network.blackhole", "network.loss", "process.kill",
-    "process.pause",
-)  # fmt: skip
-STRIKES = 2
+ROOT = Path(__file__).parents[2]
 TRIES = 5
+BEGUN_WITHIN_S = 60.0
+GONE_WITHIN_S = 20.0
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_killed_at_any_call_that_changes_something_is_recorded_and_undone(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("scene", SCENES)
+def test_what_is_killed_at_any_call_that_changes_something_is_recorded_and_undone(tmp_path: Path, scene: str) -> None:
     seed = int(os.environ.get("BROWNOUT_SEED", random.SystemRandom().getrandbits(32)))
     print(f"BROWNOUT_SEED={seed}")
 
     async def told() -> None:
         async with traced_host(tmp_path) as (host, seen):
-            labels = await trace(host, seen, kind)
-            points = points_of(kind, labels)
-            random.Random(seed).shuffle(points)
-            reached = 0
-            for point in points[:TRIES]:
-                outcome = await strike(host, seen, point)
+            before = await look(host)
+            labels = await trace(host, seen, scene)
+            points = random.Random(seed).sample(points_of(scene, labels), TRIES)
+            for point in points:
+                outcome, _ = await strike(host, seen, point, before)
                 assert not outcome.trouble, f"{point}: {outcome.trouble}"
-                reached += outcome.is_reached
-                if reached == STRIKES:
-                    break
-            assert reached, f"none of {[*map(str, points[:TRIES])]} was there again"
+                if outcome.is_reached:
+                    return
+            raise AssertionError(f"none of {[*map(str, points)]} was there again")
 
     asyncio.run(told())
+
+
+def test_a_killed_bench_leaves_no_process_no_control_group_and_no_file(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "tests.bench.crash_points", "--hosts", "1"]
+    argv += ["--results", str(tmp_path / "results"), "--document", str(tmp_path / "page.md")]
+    with (tmp_path / "said").open("wb") as said:
+        bench = subprocess.Popen(argv, cwd=ROOT, stderr=said)
+    try:
+        wait_until(lambda: bool(_groups_of(bench.pid, "*/brownout-fault-*")), "a fault is on", BEGUN_WITHIN_S)
+        (folder,) = _temporary_folders_of(bench.pid)
+        assert any(str(folder) in file.read_text() for file in _loop_devices())
+    finally:
+        bench.send_signal(signal.SIGKILL)
+        bench.wait()
+    wait_until(lambda: not _groups_of(bench.pid), "its control groups, and so its processes, are gone", GONE_WITHIN_S)
+    wait_until(lambda: not folder.exists(), "its files are gone", GONE_WITHIN_S)
+    assert not any(str(folder) in file.read_text() for file in _loop_devices())
+
+
+def _groups_of(pid: int, below: str = "") -> list[Path]:
+    return [*Path("/sys/fs/cgroup").rglob(f"{GROUP}{pid}{below.removeprefix('*')}")]
+
+
+def _temporary_folders_of(pid: int) -> list[Path]:
+    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return [Path(os.fsdecode(one[7:])) for one in variables if one.startswith(b"TMPDIR=")]
+
+
+def _loop_devices() -> list[Path]:
+    return [*Path("/sys/block").glob("loop*/loop/backing_file")]

@@ -10,12 +10,17 @@ from typing import NoReturn
 _FLAG = "--alone"
 
 
+def is_beside_others() -> bool:
+    """Whether `be_alone` is still to come."""
+    return _FLAG not in sys.argv
+
+
 def be_alone(module: str) -> None:
     """Returns inside of the namespaces, with memory mounted at /run/netns; outside it becomes `unshare` and never does.
 
     Call it first thing in `python -m MODULE`.
     """
-    if _FLAG not in sys.argv:
+    if is_beside_others():
         kinds = ("--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc", "--mount", "--net", "--ipc")
         os.execvp("unshare", ["unshare", *kinds, sys.executable, "-m", module, *sys.argv[1:], _FLAG])
     sys.argv.remove(_FLAG)

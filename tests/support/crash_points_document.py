@@ -1,50 +1,96 @@
-"""docs/crash-points.md from what came of every strike, and what that document says was covered. Pure."""
+"""docs/crash-points.md from what came of every strike, and which calls that document says are covered. Pure."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Sequence
 
-from tests.support.crash_points import AFTER, BEFORE, Outcome, Point
+from tests.support.crash_points import AFTER, BEFORE, Label, Point
+from tests.support.crash_scenes import Outcome
+
+Strikes = list[tuple[Point, Outcome]]
 
 _HEAD = """# Crash points
 
 <!-- written by `make bench-crash-points`; edits are lost -->
 
 A *crash point* is a system call that may change something, made by the injector or by what it starts (holder, workers,
-the program that starts killed processes again) while a fault is ordered, held, renewed, stopped and undone. A seccomp
-filter stops each of them; only calls that are known to be harmless pass unseen, so that a call that nobody thought of
-is a point as well. At each SIGKILL strikes *before* the call, which the kernel then never carries out, and *after* it,
-before anything follows. In the injector and its forks the injector is killed; in other processes once the caller
-alone and once the injector, which takes the caller along. Then the kernel is read by `tc`, `nft`, /proc and statvfs:
+watchdog, the program that starts killed processes again) while a fault is ordered, held, renewed, stopped and undone;
+while an injector starts and undoes what a dead one has left (`start`); and while the watchdog of a dead one undoes
+(`reap`). A seccomp filter stops each of them; only calls that are known to be harmless pass unseen, so that a call that
+nobody thought of is a point as well. At each SIGKILL strikes *before* the call, which the kernel then never carries
+out, and *after* it, before anything follows. In the injector, its watchdog and their forks the process itself is
+killed; in other processes once the caller alone and once the one that it works for, which takes the caller along. Then
+the kernel is read by `tc`, `nft`, /proc and statvfs:
 
-- whatever differs from before must have its **record** in the journal at the moment of death,
-- everything must be **as before** and the journal finished, by the watchdog or the living injector alone.
+- whatever differs from before must have its **record** in the journal at the moment of death, not marked clean,
+- everything must be **as before** and the journal finished, by the watchdog or the living injector alone; in `start`
+  and `reap`, where the one that was to undo is itself killed, by the next start.
+
+`make test` plays every scene once, fails when it hears a call that is not in the table below, and strikes at random.
 
 """
+_TABLE_HEAD = "| scene | by | call | on | killed before | killed after | bad |"
 
 
-def document(outcomes: Mapping[Point, Outcome], left: int) -> str:
+def document(strikes: Strikes, left: int) -> str:
     """The page. `left` is how many points of the latest list were not struck yet."""
-    reached = {point: outcome for point, outcome in outcomes.items() if outcome.is_reached}
-    bad = {point: outcome for point, outcome in reached.items() if outcome.trouble}
+    latest = dict(strikes)
+    reached = {point: outcome for point, outcome in latest.items() if outcome.is_reached}
+    given_up = sorted(point for point, outcome in latest.items() if not outcome.is_reached)
+    bad = [(point, outcome) for point, outcome in strikes if outcome.trouble]
     seconds = sorted(outcome.clean_after_s for outcome in reached.values()) or [0.0]
     points = len(reached) + left
+    share = 100 * len(reached) / max(1, points)
     lines = [
-        f"**{len(reached)} kills, {100 * len(reached) / max(1, points):.1f} % of {points} points;",
-        f"{len(bad)} with something on without a record or left.**",
+        f"**{len(reached)} of {points} points struck: {share:.{0 if left == 0 else 1}f} %;",
+        f"{sum(bool(outcome.trouble) for outcome in reached.values())} with something on without a record, or left.**",
         f"Clean after {seconds[len(seconds) // 2]:.1f} s in the median and {seconds[-1]:.1f} s at most:",
-        "an undo that was itself killed is tried again after 10 s. How often packets are counted depends on time:",
-        f"{len(outcomes) - len(reached)} more points of one life were in none of three others. On Linux",
-        f"{platform.release()}.",
+        "an undo that was itself killed is tried again after 10 s, and many hosts shared the machine.",
+        f"On Linux {platform.release()}.",
         "",
-        "| fault | by | call | on | killed before | killed after | bad |",
+        _TABLE_HEAD,
         "|---|---|---|---|---|---|---|",
+        *_rows(reached, {point for point, _ in bad}),
     ]
-    for kind, label in sorted({(point.kind, point.label) for point in reached}):
-        role, call, target = label
-        here = [point for point in reached if (point.kind, point.label) == (kind, label)]
-        counts = (sum(point.when == when for point in here) for when in (BEFORE, AFTER))
-        numbers = " | ".join(map(str, (*counts, sum(point in bad for point in here))))
-        lines.append(f"| `{kind}` | {role} | `{call}` | {target} | {numbers} |")
     if bad:
-        lines += ["", "## Not well", "", *(f"- {point}: {outcome.trouble}" for point, outcome in sorted(bad.items()))]
+        lines += ["", "## Not well", ""]
+        lines += [f"- {point}: {outcome.trouble}{_since(point, latest)}" for point, outcome in bad]
+    if given_up:
+        lines += [
+            "",
+            "## Not there again",
+            "",
+            "Points of one scene that none of three others had, since time decides:",
+        ]
+        lines += ["", *(f"- {point}" for point in given_up)]
     return _HEAD + "\n".join(lines) + "\n"
+
+
+def _rows(reached: dict[Point, Outcome], bad: set[Point]) -> list[str]:
+    rows = []
+    for scene, label in sorted({(point.scene, point.label) for point in reached}):
+        here = [point for point in reached if (point.scene, point.label) == (scene, label)]
+        counts = [sum(point.when == when for point in here) for when in (BEFORE, AFTER)]
+        role, call, target = label
+        figures = " | ".join(map(str, (*counts, len(bad & {*here}))))
+        rows.append(f"| `{scene}` | {role} | `{call}` | {target} | {figures} |")
+    return rows
+
+
+def _since(point: Point, latest: dict[Point, Outcome]) -> str:
+    return "" if latest[point].trouble else " (struck again later: clean)"
+
+
+def struck(page: str) -> set[tuple[str, Label]]:
+    """The calls, with their scenes, at which such a page says that somebody was killed before as well as after."""
+    rows = [line.strip("| ").split(" | ") for line in page.partition(_TABLE_HEAD)[2].splitlines() if " | " in line]
+    return {
+        (scene.strip("`"), (role, call.strip("`"), target.strip()))
+        for scene, role, call, target, before, after, _ in rows
+        if int(before) and int(after)
+    }
+
+
+def missing(scene: str, labels: Sequence[Label], page: str) -> list[Label]:
+    """The calls of a scene that are not in the page."""
+    covered = struck(page)
+    return sorted(label for label in {*labels} if (scene, label) not in covered)

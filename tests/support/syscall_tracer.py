@@ -4,8 +4,9 @@
 
 becomes PROGRAM, beside a tracer of its own that lives as long as what it follows. A seccomp filter stops each call that
 may change anything; whatever is not known to be harmless may, so one that nobody thought of is stopped as well.
-FOLDER/order says, as JSON, which fault is meant and at which point to kill: {"fault_id", "point"}, point being [role,
-call, target, nth, "before" | "after", "caller" | "injector"] or null. Each call becomes a line of the pipe FOLDER/said.
+FOLDER/order says, as JSON, what the scene is called that is played now and at which point to kill: {"scene", "point"},
+point being [role, call, target, nth, "before" | "after", "caller" | "injector" | "watchdog"] or null. Each call becomes
+a line of the pipe FOLDER/said: [scene, role, call, target], and the kill as well: [scene, "killed", pid].
 
 *before*: SIGKILL arrives at the entry of the call, which the kernel then never carries out (seccomp(2): a fatal signal
 skips the call). *after*: it has been carried out, and nothing follows it. Of the standard library alone, and a program
@@ -31,10 +32,11 @@ _ENTRY_BY_SECCOMP = 3
 _CLONE_THREAD = 0x10000
 _PR_CAPBSET_READ, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 23, 22, 2
 _RET_ALLOW, _RET_TRACE = 0x7FFF0000, 0x7FF00000
+_AF_UNIX = 1
 _O_CHANGES = os.O_CREAT | os.O_TRUNC | 0o20000000  # __O_TMPFILE
 
 EFFECTS = {
-    1: "write", 18: "pwrite64", 20: "writev", 26: "msync", 40: "sendfile", 44: "sendto", 46: "sendmsg",
+    1: "write", 18: "pwrite64", 20: "writev", 26: "msync", 40: "sendfile", 44: "sendto", 46: "sendmsg", 49: "bind",
     56: "clone", 57: "fork", 58: "vfork", 59: "execve", 62: "kill", 74: "fsync", 75: "fdatasync", 76: "truncate",
     77: "ftruncate", 82: "rename", 83: "mkdir", 84: "rmdir", 85: "creat", 86: "link", 87: "unlink", 88: "symlink",
     90: "chmod", 91: "fchmod", 92: "chown", 93: "fchown", 101: "ptrace", 105: "setuid", 106: "setgid",
@@ -49,7 +51,7 @@ EFFECTS = {
 """Calls that may change something, by their number on x86-64. One that stands in neither table is an effect as well."""
 _HARMLESS = frozenset({
     0, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 19, 21, 22, 23, 24, 25, 27, 28, 32, 33, 34, 35, 36, 39, 41,
-    42, 43, 45, 47, 48, 49, 50, 51, 52, 53, 54, 55, 60, 61, 63, 72, 73, 78, 79, 80, 89, 95, 96, 97, 98, 99, 100, 102,
+    42, 43, 45, 47, 48, 50, 51, 52, 53, 54, 55, 60, 61, 63, 72, 73, 78, 79, 80, 89, 95, 96, 97, 98, 99, 100, 102,
     104, 107, 108, 110, 111, 118, 120, 121, 124, 125, 127, 131, 137, 138, 140, 143, 145, 158, 186, 191, 201, 202, 204,
     213, 217, 218, 219, 221, 228, 229, 230, 231, 232, 233, 247, 253, 254, 255, 262, 267, 269, 270, 271, 273, 274, 281,
     283, 284, 286, 287, 288, 289, 290, 291, 292, 293, 294, 309, 318, 324, 325, 332, 334, 434, 436, 438, 439, 441, 449,
@@ -60,7 +62,11 @@ _WITH_DESCRIPTOR = frozenset({1, 18, 20, 44, 46, 74, 75, 77, 91, 93, 277, 285, 2
 _WITH_REQUEST = frozenset({101, 157})
 """ptrace and prctl: what they do is their first argument."""
 _HOLDER = "brownout_agent.injector.holder"
-_PROGRAMS = {"starter": "brownout_agent.faults.process_start", "watchdog": "brownout_agent.injector.main\0watch"}
+_STARTER = "brownout_agent.faults.process_start"
+_WATCHDOG = "brownout_agent.injector.main\0watch"
+_UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_PYTHONS_CACHE = re.compile(r"__pycache__$|\.pyc(\.N)?$")
+"""It is written when a program was changed, and says nothing about what that program does."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 _LIBC.ptrace.restype = ctypes.c_long
@@ -89,11 +95,11 @@ class Tracer:
     said: int
     """The pipe."""
     order_ns: int = 0
-    fault_id: str = ""
+    scene: str = ""
     point: tuple[object, ...] | None = None
     roles: dict[int, str] = field(default_factory=dict)
     counts: dict[tuple[str, str, str], int] = field(default_factory=dict)
-    awaited: dict[int, tuple[str, str, str]] = field(default_factory=dict)
+    awaited: set[int] = field(default_factory=set)
     """Threads to be killed at the exit of the call that they are in."""
 
     def follow(self) -> None:
@@ -117,8 +123,9 @@ class Tracer:
         elif event == _EVENT_EXEC:
             self.roles.pop(tid, None)
         elif number == signal.SIGTRAP | 0x80:
-            if (label := self.awaited.pop(tid, None)) is not None:
-                self._kill(tid, label)
+            if tid in self.awaited:
+                self.awaited.remove(tid)
+                self._kill(tid)
         elif not event and number != signal.SIGTRAP:
             passed_on = number
         _ptrace(_SYSCALL if tid in self.awaited else _CONT, tid, 0, passed_on)
@@ -129,16 +136,18 @@ class Tracer:
         if info.op != _ENTRY_BY_SECCOMP or (call := _effect(tid, info.data)) is None:
             return
         self._hear_order()
-        label = (self._role(tid), call, self._target(tid, info.data))
+        label = (self._role(tid), call, _target(tid, info.data).replace(Path(self.folder).name, "FOLDER"))
         if label[0] == "other" or label[2] == "wake-up":  # a program started again; a thread by one of its process
+            return
+        if _PYTHONS_CACHE.search(label[2]):
             return
         self.counts[label] = self.counts.get(label, 0) + 1
         self._say(*label)
         if self.point is not None and self.point[:4] == (*label, self.counts[label]):
             if self.point[4] == "before":
-                self._kill(tid, label)
+                self._kill(tid)
             else:
-                self.awaited[tid] = label
+                self.awaited.add(tid)
 
     def _hear_order(self) -> None:
         with suppress(FileNotFoundError):
@@ -147,18 +156,25 @@ class Tracer:
             if changed_ns != self.order_ns:
                 with open(path) as file:
                     order = json.load(file)
-                self.order_ns, self.fault_id = changed_ns, order["fault_id"]
+                self.order_ns, self.scene = changed_ns, order["scene"]
                 self.point = None if order["point"] is None else tuple(order["point"])
                 self.counts.clear()
                 self.awaited.clear()
 
-    def _say(self, *words: str) -> None:
-        os.write(self.said, json.dumps([self.fault_id, *words]).encode() + b"\n")
+    def _say(self, *words: object) -> None:
+        os.write(self.said, json.dumps([self.scene, *words]).encode() + b"\n")
 
-    def _kill(self, tid: int, label: tuple[str, str, str]) -> None:
+    def _kill(self, tid: int) -> None:
         assert self.point is not None
-        os.kill(self.injector if self.point[5] == "injector" else _tgid(tid), signal.SIGKILL)
-        self._say("killed", *label)
+        match self.point[5]:
+            case "caller":
+                pid = _tgid(tid)
+            case "injector":
+                pid = self.injector
+            case whom:
+                pid = next(pid for pid, role in self.roles.items() if role == whom and _command(pid))
+        os.kill(pid, signal.SIGKILL)
+        self._say("killed", pid)
 
     def _role(self, tid: int) -> str:
         if tid not in self.roles:
@@ -168,25 +184,14 @@ class Tracer:
     def _role_of(self, pid: int) -> str:
         if pid == self.injector:
             return "injector"
-        command = _command(pid)
+        command, parents = _command(pid), _command(_parent(pid))
         if _HOLDER in command:
-            return "worker" if _HOLDER in _command(_parent(pid)) else "holder"
-        for role, module in _PROGRAMS.items():
-            if module in command:
-                return role
-        return "child" if command == _command(self.injector) else "other"
-
-    def _target(self, tid: int, data: "ctypes.Array[ctypes.c_uint64]") -> str:
-        number = data[0]
-        text = ""
-        with suppress(OSError):
-            if number in _WITH_DESCRIPTOR:
-                text = _descriptor(tid, data[1])
-            elif number in _WITH_PATH:
-                text = Path(_string(tid, data[1 + _WITH_PATH[number]])).name or "/"
-            elif number in _WITH_REQUEST:
-                return f"request {data[1]:#x}"
-        return re.sub(r"\d{3,}", "N", text.replace(self.fault_id, "ID"))
+            return "worker" if _HOLDER in parents else "holder"
+        if _STARTER in command:
+            return "starter"
+        if command and command == parents:  # a fork that has not become a program of its own yet
+            return "child"
+        return "watchdog" if _WATCHDOG in command else "other"
 
 
 def _effect(tid: int, data: "ctypes.Array[ctypes.c_uint64]") -> str | None:
@@ -199,8 +204,23 @@ def _effect(tid: int, data: "ctypes.Array[ctypes.c_uint64]") -> str | None:
         (number == 302 and data[3] == 0)  # prlimit64
         or (number in {62, 424} and data[2] == 0)  # a signal that is none
         or (number == 157 and data[1] == _PR_CAPBSET_READ)
+        or (number == 49 and int.from_bytes(_memory(tid, data[2], 2), "little") != _AF_UNIX)  # that makes a file
     )
     return None if starts_thread or only_asks else EFFECTS.get(number, f"call {number}")
+
+
+def _target(tid: int, data: "ctypes.Array[ctypes.c_uint64]") -> str:
+    """What the call is made on, without what differs from life to life."""
+    number = data[0]
+    text = ""
+    with suppress(OSError):
+        if number in _WITH_DESCRIPTOR:
+            text = _descriptor(tid, data[1])
+        elif number in _WITH_PATH:
+            text = Path(_string(tid, data[1 + _WITH_PATH[number]])).name or "/"
+        elif number in _WITH_REQUEST:
+            return f"request {data[1]:#x}"
+    return re.sub(r"\d{3,}", "N", re.sub(_UUID, "ID", text))
 
 
 def _descriptor(tid: int, number: int) -> str:

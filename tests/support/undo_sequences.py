@@ -65,6 +65,8 @@ class Host:
     injector: asyncio.subprocess.Process = field(init=False)
     states: dict[str, "fault_pb2.FaultState.ValueType"] = field(default_factory=dict)
     replies: dict[str, fault_pb2.OrderReply] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
+    """The latest about each fault."""
     _life: AsyncExitStack = field(default_factory=AsyncExitStack)
     _children: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
@@ -140,7 +142,7 @@ class Host:
             "free blocks and files": str((space.f_bfree, space.f_ffree)),
             "victims": ", ".join(sorted(states)),
             "groups": ", ".join(self._groups()),
-            "holders": ", ".join(str(pid) for fault_id in self.states for pid in holders(fault_id)),
+            "holders": ", ".join(str(pid) for fault_id in [*self.states] for pid in holders(fault_id)),
         }
 
     async def look(self) -> Fingerprint:
@@ -158,6 +160,7 @@ class Host:
     def _note(self, message: injector_pb2.FromInjector) -> bool:
         reports = [message.report] if message.HasField("report") else list(message.inspection.faults)
         self.states |= {report.fault_id: report.state for report in reports}
+        self.words |= {report.fault_id: report.message for report in reports if report.message}
         if message.HasField("reply"):
             self.replies[message.reply.fault_id] = message.reply
         return False
@@ -166,7 +169,7 @@ class Host:
         """Our control groups that name a fault of this host."""
         mountinfo, own = Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()
         parents = {next(group_folders(mountinfo, own, name), None) for name in ("memory", "pids", "")}
-        names = (parent / f"{PREFIX}{fault_id}" for parent in parents if parent for fault_id in self.states)
+        names = (parent / f"{PREFIX}{fault_id}" for parent in parents if parent for fault_id in [*self.states])
         return [str(path) for path in names if path.exists()]
 
 
