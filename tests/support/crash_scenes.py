@@ -39,7 +39,7 @@ _EXTENSIONS = 5
 _HEARINGS = 4
 """Of 20 s each."""
 _LASTS_MS = 300_000
-_POLL_S = 0.02
+_POLL_S = 0.05
 _CHUNK_BYTES = 2**16
 
 Shown = dict[str, str]

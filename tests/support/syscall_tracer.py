@@ -64,7 +64,13 @@ _WITH_REQUEST = frozenset({101, 157})
 _HOLDER = "brownout_agent.injector.holder"
 _STARTER = "brownout_agent.faults.process_start"
 _WATCHDOG = "brownout_agent.injector.main\0watch"
-_UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_NAMES = {
+    r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}": "ID",
+    r"^python[0-9.]*$": "python",
+    r"^memory\.limit_in_bytes$": "memory.max",  # what version 1 of the control groups calls it
+    r"\d{3,}": "N",
+}
+"""What differs from scene to scene or from host to host, and what is said instead."""
 _PYTHONS_CACHE = re.compile(r"__pycache__$|\.pyc(\.N)?$")
 """It is written when a program was changed, and says nothing about what that program does."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -210,7 +216,7 @@ def _effect(tid: int, data: "ctypes.Array[ctypes.c_uint64]") -> str | None:
 
 
 def _target(tid: int, data: "ctypes.Array[ctypes.c_uint64]") -> str:
-    """What the call is made on, without what differs from life to life."""
+    """What the call is made on."""
     number = data[0]
     text = ""
     with suppress(OSError):
@@ -220,7 +226,9 @@ def _target(tid: int, data: "ctypes.Array[ctypes.c_uint64]") -> str:
             text = Path(_string(tid, data[1 + _WITH_PATH[number]])).name or "/"
         elif number in _WITH_REQUEST:
             return f"request {data[1]:#x}"
-    return re.sub(r"\d{3,}", "N", re.sub(_UUID, "ID", text))
+    for differs, name in _NAMES.items():
+        text = re.sub(differs, name, text)
+    return text
 
 
 def _descriptor(tid: int, number: int) -> str:
