@@ -16,7 +16,6 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field
@@ -33,7 +32,6 @@ from tests.support.undo_sequences import Host
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs/crash-points.md"
 RESULTS = ROOT / ".crash-points.jsonl"
-_WORDS_KEPT = 1_000
 _TRIES = 3
 """Lives do not all have as many calls: a point that none of so many has is given up."""
 
@@ -46,6 +44,8 @@ class Sitting:
     ends_s: float
     strikes: Strikes
     left: list[Point] = field(default_factory=list)
+    unplayed: list[Point] = field(default_factory=list)
+    """Each of _TRIES scenes came to nothing before the kill: for another sitting."""
     _known: set[tuple[str, Label]] = field(default_factory=set)
     _tries: Counter[Point] = field(default_factory=Counter)
 
@@ -90,18 +90,15 @@ class Sitting:
                         pass
 
     async def _strike(self, host: Host, seen: Trace, point: Point, before: Shown) -> bool:
-        """Whether the host may be used again. A scene that itself came to nothing is played again, on another."""
+        """Whether the host may be used again. A scene that came to nothing before the kill is played on another."""
         self._tries[point] += 1
         try:
             outcome, labels = await strike(host, seen, point, before)
-            self.meet(point.scene, labels)
         except (AssertionError, TimeoutError, ConnectionError) as error:
-            words = "".join(traceback.format_exception(error)[-3:])[-_WORDS_KEPT:]
-            outcome = Outcome(True, f"it did not come to its end: {words}")
-            if self._tries[point] < _TRIES:
-                print(f"once more: {point}: {outcome.trouble}", file=sys.stderr, flush=True)
-                self.left.append(point)
-                return False
+            print(f"no kill: {point}: {type(error).__name__} {error} {host.words}", file=sys.stderr, flush=True)
+            (self.left if self._tries[point] < _TRIES else self.unplayed).append(point)
+            return False
+        self.meet(point.scene, labels)
         if not outcome.is_reached and self._tries[point] < _TRIES:
             self.left.append(point)
         else:
@@ -127,6 +124,7 @@ async def _sit(options: argparse.Namespace) -> Sitting:
     random.Random(options.seed).shuffle(sitting.left)
     sitting.left.sort(key=lambda point: (point.nth > 1, point.whom == CALLER))  # one of each first
     await asyncio.gather(*(sitting.work() for _ in range(options.hosts)))
+    sitting.left += sitting.unplayed
     return sitting
 
 

@@ -91,32 +91,50 @@ async def strike(host: Host, seen: Trace, point: Point, before: Shown) -> tuple[
     host.states.clear()  # what it knows of earlier ones was seen clean
     seen.killed.clear()
     playing = asyncio.create_task(_play(host, seen, point.scene, point))
-    killed = asyncio.create_task(seen.killed.wait())
     try:
-        await asyncio.wait({playing, killed}, return_when=asyncio.FIRST_COMPLETED)
+        is_reached = await _until_killed_or_played(seen, playing)
         struck_s = time.monotonic()
-        if not killed.done() and playing.exception() is not None:  # the death was heard of before the kill was
-            await asyncio.wait({killed}, timeout=KILL_TOLD_WITHIN_S)
-        if not seen.killed.is_set():
-            await playing  # says what went wrong, if something did
-            labels = _of_scene(point.scene, seen.labels)
-            await _settle(host, seen, point.scene)
-            return Outcome(is_reached=False), labels
+        labels = _of_scene(point.scene, seen.labels)
+        trouble = await _see_ended(host, seen, point, before, playing) if is_reached else ""
+    finally:
+        await _cancel(playing)
+    clean_s = time.monotonic() - struck_s
+    if not trouble:
+        await _settle(host, seen, point.scene)
+    return Outcome(is_reached, trouble, clean_s if is_reached else 0.0), labels
+
+
+async def _until_killed_or_played(seen: Trace, playing: "asyncio.Task[None]") -> bool:
+    """Whether somebody was killed. What went wrong with a scene without a kill is raised."""
+    killed = asyncio.create_task(seen.killed.wait())
+    await asyncio.wait({playing, killed}, return_when=asyncio.FIRST_COMPLETED)
+    if not killed.done() and playing.exception() is not None:  # the death was heard of before the kill was
+        await asyncio.wait({killed}, timeout=KILL_TOLD_WITHIN_S)
+    killed.cancel()
+    if not seen.killed.is_set():
+        await playing
+    return seen.killed.is_set()
+
+
+async def _see_ended(host: Host, seen: Trace, point: Point, before: Shown, playing: "asyncio.Task[None]") -> str:
+    """What was on without a record, or has not ended after the kill; empty when all is well."""
+    try:
         await _until_dead(seen.killed_pid)
-        trouble = await _see_recorded(host, before)
+        if trouble := await _see_recorded(host, before):
+            return trouble
         if point.whom == CALLER:
             await playing
-    finally:
-        for task in (playing, killed):
-            task.cancel()
-        await asyncio.gather(playing, killed, return_exceptions=True)
-    labels = _of_scene(point.scene, seen.labels)
-    if point.scene in {START, REAP}:  # whoever was to undo is dead: the next one does
-        await _have_injector(host, seen)
-    trouble = trouble or await _see_clean(host, before)
-    clean_s = time.monotonic() - struck_s
-    await _settle(host, seen, point.scene)
-    return Outcome(True, trouble, clean_s), labels
+        await _cancel(playing)
+        if point.scene in {START, REAP}:  # whoever was to undo is dead: the next one does
+            await _have_injector(host, seen)
+        return await _see_clean(host, before)
+    except (AssertionError, TimeoutError, ConnectionError) as error:
+        return f"it did not come to its end: {type(error).__name__} {error} {host.words}"
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _of_scene(scene: str, labels: list[Label]) -> list[Label]:
