@@ -17,7 +17,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from brownout_agent.epochs import Epoch
 from brownout_agent.kernel.durable import sync_folder
 
 RENEW_AT = 2 / 3
@@ -127,7 +126,7 @@ def save_membership(folder: Path, membership: Membership) -> None:
     write_durably(folder / _MEMBERSHIP, json.dumps(asdict(membership)).encode())
 
 
-def load_epoch(folder: Path) -> Epoch:
+def load_epoch(folder: Path) -> int:
     """The epoch that this agent obeys.
 
     Raises:
@@ -135,16 +134,16 @@ def load_epoch(folder: Path) -> Epoch:
     """
     path = folder / _EPOCH
     if not path.exists():
-        return Epoch()
+        return 0
     try:
-        return Epoch(*map(int, path.read_text().split()))
-    except (ValueError, TypeError) as error:
+        return int(path.read_text())
+    except ValueError as error:
         raise JoinError(f"{path} is damaged ({error}); next: brownout-agent join ...") from error
 
 
-def save_epoch(folder: Path, epoch: Epoch) -> None:
+def save_epoch(folder: Path, epoch: int) -> None:
     """Keep the epoch that this agent obeys from now on."""
-    write_durably(folder / _EPOCH, f"{epoch.number} {epoch.day_first} {epoch.day_began_ns}".encode())
+    write_durably(folder / _EPOCH, str(epoch).encode())
 
 
 def forget_epoch(folder: Path) -> None:

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from brownout_agent.agent.outbox import Outbox
 from brownout_agent.agent.renewing import renew, retry_in_s
 from brownout_agent.agent.stream import Stream, why_not
 from brownout_agent.agent.trust import NotTrusted, check_succession
-from brownout_agent.epochs import EpochRefused
+from brownout_agent.epochs import EpochRefused, check_step
 from brownout_agent.fingerprint import nothing_read, to_wire
 from brownout_agent.host_log import HostLog
 from brownout_agent.kernel.clock import boot_id, boottime_ns
@@ -199,7 +198,7 @@ class Agent:
             boot_id=boot_id(),
             capabilities=self._inspection.capabilities,
             faults=self._faults.values(),
-            epoch_seen=self._epoch.number,
+            epoch_seen=self._epoch,
             policy=self._inspection.policy if self._link.attached else self._link.trouble,
             injector_attached=self._link.attached,
             environment=self._inspection.environment,
@@ -282,8 +281,8 @@ class Agent:
             self._refuse(order.fault_id, f"the order is for agent {order.agent_id or 'nobody'}, and this is {own_id}")
         elif order.session != session:
             self._refuse(order.fault_id, "the order is of another session: replayed, or late")
-        elif order.epoch != self._epoch.number:
-            self._refuse(order.fault_id, f"it carries epoch {order.epoch}; this host obeys {self._epoch.number}")
+        elif order.epoch != self._epoch:
+            self._refuse(order.fault_id, f"it carries epoch {order.epoch}; this host obeys {self._epoch}")
         elif trouble := self._not_kept(order):
             self._refuse(order.fault_id, f"this host's own copy of the order cannot be kept: {trouble}", "make room")
         elif not self._link.inject(order):
@@ -299,7 +298,7 @@ class Agent:
         return ""
 
     def _renew(self, order: fault_pb2.RenewLease) -> None:
-        if order.epoch == self._epoch.number:
+        if order.epoch == self._epoch:
             self._link.renew(order)
 
     def _stop(self, order: fault_pb2.Stop) -> None:
@@ -327,10 +326,10 @@ class Agent:
         self._outbox.put(fleet_pb2.AgentMessage(reply=reply))
 
     def _accept_epoch(self, epoch: int) -> None:
-        raised = self._epoch.raised(epoch, time.time_ns())
-        if raised != self._epoch:
-            save_epoch(self._folder, raised)
-            self._epoch = raised
+        check_step(self._epoch, epoch)
+        if epoch != self._epoch:
+            save_epoch(self._folder, epoch)
+            self._epoch = epoch
             self._observers.end_all()  # another controller's; it asks for its own
 
     # ---- what the injector says -------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ class Admission:
             raise Refusal(f"{order.kind}: parameter {name}: {first['msg']}") from error
         with self._asking_the_ledger() as ledger:
             try:
-                ledger.raised(order.agent_id, order.epoch, time.time_ns())
+                ledger.check_epoch(order.epoch, order.agent_id)
             except EpochRefused as error:
                 remedy = f"another controller owns this host; if it must not, join again, or remove {ledger.path}"
                 raise Refusal(str(error), remedy) from error

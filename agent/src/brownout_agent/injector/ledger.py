@@ -7,13 +7,13 @@ cannot tell or cannot keep refuses orders.
 import json
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from brownout_agent.epochs import DAY_NS, Epoch
+from brownout_agent.epochs import check_step
 from brownout_agent.kernel.durable import sync_folder
 
+DAY_NS = 24 * 3600 * 10**9
 _FILE_BYTES_MAX = 2**20
 
 
@@ -23,7 +23,7 @@ class LedgerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    epoch: Epoch = field(default_factory=Epoch)
+    epoch: int = 0
     agent_id: str = ""
     """Whose orders carried that epoch. One that joins anew is another agent, for whom epochs begin anew."""
     begun_ns: tuple[int, ...] = ()
@@ -49,18 +49,18 @@ class Ledger:
         Raises:
             LedgerError: nobody knows.
         """
-        return self._known().epoch.number
+        return self._known().epoch
 
-    def raised(self, agent_id: str, epoch: int, now_ns: int) -> Epoch:
-        """The epoch of this host once an order to this agent is obeyed that carries `epoch`.
+    def check_epoch(self, epoch: int, agent_id: str) -> None:
+        """Let the epoch of an order to this agent pass.
 
         Raises:
-            EpochRefused: it must not be.
+            EpochRefused: the order must not be obeyed.
             LedgerError: nobody knows.
         """
         known = self._known()
-        same = known.agent_id in {"", agent_id}  # one of an earlier release does not say whose it is
-        return (known.epoch if same else Epoch()).raised(epoch, now_ns)
+        is_same = known.agent_id in {"", agent_id}  # a page of an earlier release does not say whose it is
+        check_step(known.epoch if is_same else 0, epoch)
 
     def begun_within_a_day(self, now_ns: int) -> int:
         """How many noted faults were begun in the 24 h before `now_ns` (wall clock); one in the future counts as well.
@@ -81,7 +81,8 @@ class Ledger:
         """
         old = self._known()
         begun = (*old.begun_ns, begun_ns)[-counted:] if counted else old.begun_ns
-        page = _Page(self.raised(agent_id, epoch, begun_ns), agent_id, begun)
+        self.check_epoch(epoch, agent_id)
+        page = _Page(epoch, agent_id, begun)
         if page == old:
             return
         try:
@@ -103,15 +104,8 @@ def _read(path: Path) -> _Page:
         return _Page()
     with os.fdopen(descriptor, "rb") as file:
         plain = json.loads(file.read(_FILE_BYTES_MAX))
-    number = int(plain["epoch"])
-    first, began_ns = plain.get("day", (0, 0))  # an earlier release wrote none
-    epoch = Epoch(number, int(first), int(began_ns))
-    return _Page(epoch, str(plain.get("agent_id", "")), tuple(int(begun_ns) for begun_ns in plain["begun_ns"]))
-
-
-def _plain(page: _Page) -> dict[str, Any]:
-    day = (page.epoch.day_first, page.epoch.day_began_ns)
-    return {"epoch": page.epoch.number, "day": day, "agent_id": page.agent_id, "begun_ns": page.begun_ns}
+    epoch, begun_ns = int(plain["epoch"]), tuple(int(begun_ns) for begun_ns in plain["begun_ns"])
+    return _Page(epoch, str(plain.get("agent_id", "")), begun_ns)
 
 
 def _write(path: Path, page: _Page) -> None:
@@ -119,7 +113,7 @@ def _write(path: Path, page: _Page) -> None:
     try:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(json.dumps(_plain(page)).encode())
+            file.write(json.dumps(asdict(page)).encode())
             file.flush()
             os.fsync(descriptor)
         fresh.rename(path)
