@@ -17,6 +17,7 @@ from brownout_controller.api.app import create_app
 from brownout_controller.api.oidc import Provider
 from brownout_controller.api.server import serve_api
 from brownout_controller.api.services import Services
+from brownout_controller.fleet.own_pair import OwnPair
 from brownout_controller.running.manager import RunManager
 from brownout_controller.store.access import TokenRow, UserExists, token_row
 
@@ -32,9 +33,10 @@ T = TypeVar("T")
 class ApiServer:
     """The server, and what tests need to come in."""
 
-    def __init__(self, folder: Path, provider: Provider | None = None) -> None:
+    def __init__(self, folder: Path, provider: Provider | None = None, port: int = 0) -> None:
         self.folder = folder
         self.provider = provider
+        self._port = port
         self.audit = Entries()
         self.services: Services
         self.url = ""
@@ -124,7 +126,7 @@ class ApiServer:
                 app = create_app(self.services)
                 async with (
                     serving.lever.obeying(runs),
-                    serve_api(app, "127.0.0.1", 0, serving.authority.server_pair) as port,
+                    serve_api(app, "127.0.0.1", self._port, OwnPair(serving.authority)) as port,
                 ):
                     self.url = f"https://127.0.0.1:{port}/api/v1"
                     self._ready.set_result(None)

@@ -8,18 +8,20 @@ from contextlib import asynccontextmanager
 
 from brownout_controller.api.app import create_app
 from brownout_controller.api.first_admin import FIRST_TOKEN_TTL_S, FIRST_USER, first_admin
+from brownout_controller.api.names import own_names
 from brownout_controller.api.oidc import Provider
 from brownout_controller.api.server import serve_api
 from brownout_controller.api.services import Services
 from brownout_controller.audit.entry import Auditor
 from brownout_controller.fleet.authority import Authority, KeyPair
+from brownout_controller.fleet.own_pair import OwnPair
 from brownout_controller.running.manager import RunManager
 from brownout_controller.serving import serve_fleet
 from brownout_controller.store.store import Store
 
 Address = tuple[str, int]
 Pairs = Callable[[], KeyPair]
-"""Gives a fresh key and certificate."""
+"""Gives the key and certificate that are to be shown now."""
 
 
 async def serve(
@@ -65,8 +67,8 @@ async def _serving(
         runs = RunManager(controller.fleet, store, controller.controller_id, controller.lever)
         services = Services(controller, runs, audit, provider)
         token = first_admin(services.access)
-        app, fresh_pair = create_app(services), pair or authority.server_pair
-        async with controller.lever.obeying(runs), serve_api(app, *api, fresh_pair) as port:
+        app, shown = create_app(services), pair or OwnPair(authority, lambda: own_names(api[0], _host_of(advertise)))
+        async with controller.lever.obeying(runs), serve_api(app, *api, shown) as port:
             _say(f"agents on {controller.host}:{controller.port}, enrolment on port {controller.enrol_port}")
             _say(f"API on https://{api[0]}:{port}/api/v1, authority {authority.pin}")
             if token is not None:
@@ -77,6 +79,10 @@ async def _serving(
                 yield
             finally:
                 await runs.close("this controller ends")
+
+
+def _host_of(address: str) -> str:
+    return address.rpartition(":")[0].strip("[]")
 
 
 def _say(line: str) -> None:

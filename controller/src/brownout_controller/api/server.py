@@ -27,7 +27,8 @@ CONNECTIONS_AN_ADDRESS = 100
 """So one address, which needs no token to connect, cannot keep out who wants to halt something."""
 SEND_BUFFER_BYTES = 256 * 1024
 """Of the kernel, for each connection: what is in there counts as sent."""
-RENEW_EVERY_S = 24 * 3600.0
+LOOK_EVERY_S = 5.0
+"""Whether another certificate is to be shown: a renewed file, or another phase of the cluster's authority."""
 _BACKLOG = 128
 _GRACE_S = 3
 
@@ -132,17 +133,18 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serve_api(app: FastAPI, host: str, port: int, fresh_pair: Callable[[], KeyPair]) -> AsyncIterator[int]:
+async def serve_api(app: FastAPI, host: str, port: int, own_pair: Callable[[], KeyPair]) -> AsyncIterator[int]:
     """Serve an app over TLS; the port that was bound, where 0 was asked for.
 
-    `fresh_pair` gives key and certificate, and is asked again every day, so that no certificate runs out.
+    `own_pair` gives the key and certificate to show, and is asked again every few seconds, so that none runs out.
 
     Raises:
-        OSError: the address cannot be bound.
+        OSError: the address cannot be bound, or key and certificate are none, or not one pair.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    _load(context, fresh_pair())
+    pair = own_pair()
+    _load(context, pair)
     with _bound(host, port) as listening:
         config = uvicorn.Config(
             app, lifespan="off", log_config=None, access_log=False, server_header=False, proxy_headers=False,
@@ -151,7 +153,7 @@ async def serve_api(app: FastAPI, host: str, port: int, fresh_pair: Callable[[],
         )  # fmt: skip
         server = _Server(config, listening, context)
         serving = asyncio.create_task(server.serve())
-        renewing = asyncio.create_task(_renew(context, fresh_pair))
+        renewing = asyncio.create_task(_renew(context, own_pair, pair))
         starting = asyncio.create_task(server.ready.wait())
         try:
             await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
@@ -178,21 +180,35 @@ def _bound(host: str, port: int) -> socket.socket:
     return listening
 
 
-async def _renew(context: ssl.SSLContext, fresh_pair: Callable[[], KeyPair]) -> None:
-    """Connections that begin from now on see the new certificate."""
+async def _renew(context: ssl.SSLContext, own_pair: Callable[[], KeyPair], shown: KeyPair) -> None:
+    """Connections that begin from now on see what is to be shown now; one that cannot be shown is looked at again."""
+    trouble = ""
     while True:
-        await asyncio.sleep(RENEW_EVERY_S)
+        await asyncio.sleep(LOOK_EVERY_S)
         try:
-            _load(context, fresh_pair())
+            pair = await asyncio.to_thread(own_pair)
+            if pair != shown:
+                _load(context, pair)
+                shown = pair
+                log.info("the API shows another certificate from now on")
+            trouble = ""
         except (OSError, ValueError) as error:
-            log.error("the API keeps its certificate, since there is no fresh one: %s", error)
+            if str(error) != trouble:
+                trouble = str(error)
+                log.error("the API keeps its certificate, since there is no other that is good: %s", error)
 
 
 def _load(context: ssl.SSLContext, pair: KeyPair) -> None:
-    """Python reads key and certificate from files only."""
+    """Tried on another context first: a key that does not belong to its certificate would leave this one with half of
+    each. Python reads both from files only.
+
+    Raises:
+        OSError: they are none, or not one pair (ssl.SSLError).
+    """
     with tempfile.TemporaryDirectory(prefix="brownout-") as folder:
         certificate, key = Path(folder) / "certificate.pem", Path(folder) / "key.pem"
         certificate.write_bytes(pair.certificate_pem)
         key.touch(mode=0o600)
         key.write_bytes(pair.key_pem)
-        context.load_cert_chain(certificate, key)
+        for one in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), context):
+            one.load_cert_chain(certificate, key, password="")  # else OpenSSL asks for one at the terminal

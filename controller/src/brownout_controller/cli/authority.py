@@ -42,6 +42,13 @@ def status(data_dir: DataDir = default_data_dir(), output: Output = Format.TABLE
 
 
 @app.command()
+def bundle(data_dir: DataDir = default_data_dir()) -> None:
+    """Print the authorities by which controllers are known (PEM): for --server-ca, curl --cacert and browsers."""
+    with open_store(data_dir) as store:
+        print(read_authority(data_dir, store).bundle_pem.decode(), end="")
+
+
+@app.command()
 def rotate(
     data_dir: DataDir = default_data_dir(),
     rollback: Annotated[bool, typer.Option("--rollback", help="go back to the old authority")] = False,

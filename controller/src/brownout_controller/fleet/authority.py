@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,14 +156,15 @@ class Authority:
         keys = self._keys
         return keys.generations[keys.rotation.presenting]
 
-    def server_pair(self) -> KeyPair:
-        """A fresh key and certificate for this controller; its chain carries the root, so that agents can pin it."""
+    def server_pair(self, also: Iterable[str] = ()) -> KeyPair:
+        """A fresh key and certificate for this controller; its chain carries the root, so that agents can pin it.
+
+        `also`: host names and addresses by which it is reached, besides SERVER_NAME and this machine's own.
+        """
         generation = self._presenting
         key = ec.generate_private_key(ec.SECP256R1())
         names = [
-            x509.DNSName(SERVER_NAME),
-            x509.DNSName("localhost"),
-            x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+            *map(_general_name, dict.fromkeys([SERVER_NAME, "localhost", "127.0.0.1", *also])),
             x509.UniformResourceIdentifier(f"spiffe://{self.cluster}/controller/{uuid.uuid4()}"),
         ]
         leaf = sign_leaf(
@@ -342,6 +343,13 @@ def read_own(path: Path) -> bytes:
     if path.stat().st_mode & 0o077:
         raise AuthorityError(f"{path} is open to others. Next: chmod 600 {path}, and think of who may have read it")
     return path.read_bytes()
+
+
+def _general_name(text: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(text))
+    except ValueError:
+        return x509.DNSName(text)
 
 
 def _serial(certificate: x509.Certificate) -> str:

@@ -1,6 +1,5 @@
 """The listening side of a controller: two ports, since only enrolment may come without a certificate."""
 
-import datetime
 import resource
 import threading
 import time
@@ -9,9 +8,10 @@ from collections.abc import Callable
 import grpc
 from brownout_protos.v1 import fleet_pb2_grpc
 
-from brownout_controller.fleet.authority import SERVER_LIFE, Authority
+from brownout_controller.fleet.authority import Authority, KeyPair
 from brownout_controller.fleet.knocks import Knocks
 from brownout_controller.fleet.limits import CONNECTIONS, SERVER_OPTIONS
+from brownout_controller.fleet.own_pair import OwnPair
 
 _STOP_GRACE_S = 3.0
 _REPLACE_GRACE_S = 0.1
@@ -97,8 +97,9 @@ class _Shown:
 
     def __init__(self, authority: Authority) -> None:
         self._authority = authority
+        self._own_pair = OwnPair(authority)
         self._lock = threading.Lock()
-        self._renew()
+        self._make(self._own_pair())
 
     def mutual(self) -> grpc.ServerCertificateConfiguration:
         """For agents: they must show a certificate below an agents' intermediate."""
@@ -110,14 +111,12 @@ class _Shown:
 
     def _current(self) -> tuple[grpc.ServerCertificateConfiguration, grpc.ServerCertificateConfiguration]:
         with self._lock:
-            if self._authority.rotation != self._rotation or datetime.datetime.now(datetime.UTC) > self._renew_at:
-                self._renew()
+            if (pair := self._own_pair()) is not self._pair:
+                self._make(pair)
             return self._made
 
-    def _renew(self) -> None:
-        self._rotation = self._authority.rotation
-        self._renew_at = datetime.datetime.now(datetime.UTC) + SERVER_LIFE * 2 / 3
-        pair = self._authority.server_pair()
+    def _make(self, pair: KeyPair) -> None:
+        self._pair = pair
         keys = [(pair.key_pem, pair.certificate_pem)]
         self._made = (
             grpc.ssl_server_certificate_configuration(keys, self._authority.clients_pem),
