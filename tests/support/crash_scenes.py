@@ -89,6 +89,7 @@ async def strike(host: Host, seen: Trace, point: Point, before: Shown) -> tuple[
         AssertionError, TimeoutError, ConnectionError: the scene itself came to nothing.
     """
     host.states.clear()  # what it knows of earlier ones was seen clean
+    host.words.clear()
     seen.killed.clear()
     playing = asyncio.create_task(_play(host, seen, point.scene, point))
     try:
@@ -125,8 +126,9 @@ async def _see_ended(host: Host, seen: Trace, point: Point, before: Shown, playi
         if point.whom == CALLER:
             await playing
         await _cancel(playing)
+        seen.order("", None)  # those that come now are not to be killed
         if point.scene in {START, REAP}:  # whoever was to undo is dead: the next one does
-            await _have_injector(host, seen)
+            await _have_injector(host)
         return await _see_clean(host, before)
     except (AssertionError, TimeoutError, ConnectionError) as error:
         return f"it did not come to its end: {type(error).__name__} {error} {host.words}"
@@ -231,16 +233,16 @@ def _watchdog(host: Host) -> int:
 
 async def _settle(host: Host, seen: Trace, scene: str) -> None:
     """Ready for the next scene: an injector is there, and victims that nobody follows and everybody may pause."""
-    await _have_injector(host, seen)
+    seen.order("", None)  # nobody is to be killed while the next scene is being prepared
+    await _have_injector(host)
     if scene in {"process.kill", START, REAP}:
         await asyncio.to_thread(host.end_victims)
         await asyncio.to_thread(host.spawn_victims)
 
 
-async def _have_injector(host: Host, seen: Trace) -> None:
+async def _have_injector(host: Host) -> None:
     if host.injector.returncode is not None:
         await host.end()
-        seen.order("", None)  # it makes such calls as well
         await host.start()
 
 
