@@ -44,6 +44,11 @@ class Tls:
         return ssl.create_default_context(cadata=self.certificate.decode())
 
 
+def goes_on_at(login_page: str) -> str:
+    """Where its login page sends a browser once somebody has logged in there and agreed."""
+    return f"{parse_qs(urlsplit(login_page).query)['callback_url'][0]}&g_continue"
+
+
 class Person:
     """Somebody with an account at the provider, and their browser, which stays logged in there."""
 
@@ -62,13 +67,21 @@ class Person:
         if page.is_error:
             page.raise_for_status()
         if not self._logged_in:
-            self._browser.post("/api/auth/", json={"username": self.account, "password": password}).raise_for_status()
-            agreed = self._browser.put(f"/api/auth/grant/{CLIENT}", json={"scope": "openid profile"})
-            agreed.raise_for_status()
-            self._logged_in = True
-        goes_on = parse_qs(urlsplit(page.headers["Location"]).query)["callback_url"][0]
-        back: str = self._browser.get(f"{goes_on}&g_continue").headers["Location"]
+            self.log_in(password)
+        back: str = self._browser.get(goes_on_at(page.headers["Location"])).headers["Location"]
         return back
+
+    def log_in(self, password: str = PASSWORD) -> httpx.Cookies:
+        """What the provider's login page does; the cookies by which it knows this person from now on.
+
+        Raises:
+            httpx.HTTPStatusError: it refuses the password (401).
+        """
+        self._browser.post("/api/auth/", json={"username": self.account, "password": password}).raise_for_status()
+        agreed = self._browser.put(f"/api/auth/grant/{CLIENT}", json={"scope": "openid profile"})
+        agreed.raise_for_status()
+        self._logged_in = True
+        return self._browser.cookies
 
 
 class Glewlwyd:
@@ -79,7 +92,7 @@ class Glewlwyd:
         self.tls = tls
         self.key = self._new_key("1")
         self.base = base
-        self._redirect_uri = redirect_uri
+        self.redirect_uri = redirect_uri
         self._browsers = contextlib.ExitStack()
         self._admin = self._browsers.enter_context(self._new_browser())
 
@@ -124,7 +137,7 @@ class Glewlwyd:
         self._admin.post("/api/mod/plugin/", json={**plugin, "parameters": self._protocol()}).raise_for_status()
         client = {
             "client_id": CLIENT, "client_secret": SECRET, "confidential": True, "enabled": True,
-            "redirect_uri": [self._redirect_uri], "authorization_type": ["code"], "scope": [],
+            "redirect_uri": [self.redirect_uri], "authorization_type": ["code"], "scope": [],
             "token_endpoint_auth_method": ["client_secret_basic"],
         }  # fmt: skip
         self._admin.post("/api/client/", json=client).raise_for_status()
@@ -189,6 +202,8 @@ def _write_files(folder: Path, port: int, tls: Tls, public_url: str) -> None:
         external_url = "{public_url}"
         login_url = "login.html"
         api_prefix = "api"
+        static_files_path = "/usr/share/glewlwyd/webapp/"
+        static_files_mime_types = ({{ extension = ".html" mime_type = "text/html" }})
         log_mode = "console"
         log_level = "WARNING"
         cookie_domain = "127.0.0.1"

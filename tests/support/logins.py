@@ -19,20 +19,20 @@ CALLBACK = "https://127.0.0.1:7780/api/v1/auth/callback"
 GROUPS = {"sre": [{"role": "operator", "environments": ["staging"]}]}
 
 
-def settings_for(issuer: str) -> OidcSettings:
+def settings_for(issuer: str, callback: str = CALLBACK) -> OidcSettings:
     """As somebody writes them who lets the group sre operate in staging."""
-    known = {"client_id": CLIENT, "client_secret": SECRET, "redirect_uri": CALLBACK}
+    known = {"client_id": CLIENT, "client_secret": SECRET, "redirect_uri": callback}
     return OidcSettings.model_validate({"issuer": issuer, **known, "groups": GROUPS})
 
 
 @contextlib.contextmanager
-def api_with_login(provider: Glewlwyd, folder: Path) -> Iterator[ApiServer]:
+def api_with_login(provider: Glewlwyd, folder: Path, port: int = 0) -> Iterator[ApiServer]:
     """A controller whose people log in by this provider, which it trusts by SSL_CERT_FILE; its clients are closed."""
     (authority := folder / "provider.pem").write_bytes(provider.tls.certificate)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSL_CERT_FILE", str(authority))
-        known = Provider(settings_for(provider.issuer))
-    with ApiServer(folder, known) as serving, contextlib.ExitStack() as browsers:
+        known = Provider(settings_for(provider.issuer, provider.redirect_uri))
+    with ApiServer(folder, known, port) as serving, contextlib.ExitStack() as browsers:
         fresh = serving.client
 
         def client(*arguments: Any, **more: Any) -> httpx.Client:
@@ -44,9 +44,14 @@ def api_with_login(provider: Glewlwyd, folder: Path) -> Iterator[ApiServer]:
         yield serving
 
 
-def begin(browser: httpx.Client, person: Person) -> dict[str, str]:
+def come_back(browser: httpx.Client, person: Person, link: str) -> httpx.Response:
+    """Open a link of ours, log in at the provider, and come back from there."""
+    return browser.get("/auth/callback", params=begin(browser, person, link))
+
+
+def begin(browser: httpx.Client, person: Person, link: str = "/auth/login") -> dict[str, str]:
     """Go to the provider and log in there; what the browser brings back."""
-    answer = browser.get("/auth/login")
+    answer = browser.get(link)
     assert answer.status_code == 303, answer.text
     back = person.follow(answer.headers["Location"])
     assert back.startswith(CALLBACK), back

@@ -11,8 +11,8 @@ from brownout_controller.access.permissions import Role
 from brownout_controller.store import logins
 from brownout_controller.store.access import AccessStore, User
 from brownout_controller.store.database import Database
-from brownout_controller.store.logins import Attempt, LoginRefused, LoginStore
-from brownout_controller.store.schema.logins import attempts
+from brownout_controller.store.logins import Attempt, Handover, LoginRefused, LoginStore
+from brownout_controller.store.schema.logins import attempts, handovers
 from sqlalchemy import func, select
 
 ISSUER = "https://id.example"
@@ -94,3 +94,23 @@ def test_a_login_that_nobody_finished_in_time_is_over_and_goes_with_the_next(
     assert store.take("too late") is None
     store.begin("next", Attempt("n", "v"))
     assert kept(database) == 1
+
+
+def test_a_code_for_a_command_line_is_good_once_and_for_a_minute(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = SimpleNamespace(ns=10**18)
+    monkeypatch.setattr(logins, "time", SimpleNamespace(time_ns=lambda: now.ns))
+    store, user = LoginStore(database), AccessStore(database).add_user("mary", [])
+    handover = Handover("challenge", user.name, "session 0123456789ab", now.ns + 10**12)
+    for code in ("in time", "too late", "forgotten"):
+        store.hand_over(code, handover)
+    assert store.take_handover("never given") is None
+    now.ns += logins.HANDOVER_TTL_S * 10**9
+    assert store.take_handover("in time") == handover
+    assert store.take_handover("in time") is None
+    now.ns += 1
+    assert store.take_handover("too late") is None
+    store.hand_over("next", handover)
+    with database.reading() as connection:
+        assert connection.execute(select(func.count()).select_from(handovers)).scalar_one() == 1

@@ -4,8 +4,6 @@ OpenID Connect Core 1.0, section 3.1.3.7; RFC 7636 (PKCE, S256 only); RFC 9207 (
 the one of the configuration: what it publishes about itself must name that issuer.
 """
 
-import base64
-import hashlib
 import re
 import secrets
 import ssl
@@ -25,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from brownout_controller.access.decisions import Grant
 from brownout_controller.access.permissions import Role
+from brownout_controller.access.pkce import challenge_of
 from brownout_controller.api.shapes import NAME, GrantShape
 from brownout_controller.store.logins import Attempt
 
@@ -145,11 +144,10 @@ class Provider:
             ProviderAway: it does not answer.
         """
         state, attempt = secrets.token_urlsafe(32), Attempt(secrets.token_urlsafe(32), secrets.token_urlsafe(48))
-        challenge = base64.urlsafe_b64encode(hashlib.sha256(attempt.code_verifier.encode()).digest()).rstrip(b"=")
         asked = {
             "response_type": "code", "client_id": self.settings.client_id, "redirect_uri": self.settings.redirect_uri,
             "scope": " ".join(self.settings.scopes), "state": state, "nonce": attempt.nonce,
-            "code_challenge": challenge.decode(), "code_challenge_method": "S256",
+            "code_challenge": challenge_of(attempt.code_verifier), "code_challenge_method": "S256",
         }  # fmt: skip
         endpoint = self._endpoint("authorization_endpoint")
         return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(asked)}", state, attempt

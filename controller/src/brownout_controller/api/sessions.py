@@ -4,17 +4,22 @@
 refuses (`gate.cross_site`).
 """
 
+import re
 import secrets
 
 from fastapi import Request, Response
 
 from brownout_controller.access.decisions import Principal
 from brownout_controller.api.authentication import Bearer, Unauthenticated
+from brownout_controller.api.shapes import CHALLENGE
 from brownout_controller.store.access import TokenRow
 from brownout_controller.store.logins import ATTEMPT_TTL_S, SESSION_TTL_S, LoginStore, SessionRow
 
 SESSION_COOKIE = "__Host-brownout-session"
 LOGIN_COOKIE = "__Host-brownout-login"
+CLI_COOKIE = "__Host-brownout-cli"
+_PREFIX = "session "
+_CLI = re.compile(rf"([0-9]{{1,5}})\.({CHALLENGE})")
 
 
 def new_secret() -> str:
@@ -47,8 +52,13 @@ def _as_token(session: SessionRow) -> TokenRow:
     )
 
 
+def is_session(token: TokenRow) -> bool:
+    """Whether somebody came by a browser's session. No API token's id has a space."""
+    return token.token_id.startswith(_PREFIX)
+
+
 def _name(session: SessionRow) -> str:
-    return f"session {session.digest[:12]}"
+    return f"{_PREFIX}{session.digest[:12]}"
 
 
 def set_session(answer: Response, secret: str) -> None:
@@ -59,6 +69,17 @@ def set_session(answer: Response, secret: str) -> None:
 def set_login(answer: Response, state: str) -> None:
     """Bind a login to the browser that has begun it."""
     _set(answer, LOGIN_COOKIE, state, ATTEMPT_TTL_S)
+
+
+def set_cli(answer: Response, port: int, challenge: str) -> None:
+    """Remember for which command line a browser logs in."""
+    _set(answer, CLI_COOKIE, f"{port}.{challenge}", ATTEMPT_TTL_S)
+
+
+def cli_of(request: Request) -> tuple[int, str] | None:
+    """Port and challenge of the command line for which a browser logs in."""
+    match = _CLI.fullmatch(request.cookies.get(CLI_COOKIE, ""))
+    return None if match is None else (int(match[1]), match[2])
 
 
 def forget(answer: Response, *names: str) -> None:

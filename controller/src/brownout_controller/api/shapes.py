@@ -11,6 +11,8 @@ from brownout_controller.language.selectors import Selector
 NAME = r"[a-z0-9]([a-z0-9._@-]{0,61}[a-z0-9])?"
 ENVIRONMENT = r"[a-z0-9-]{1,63}"
 DAYS_MAX = 90
+CHALLENGE = r"[A-Za-z0-9_-]{43}"
+"""256 bits in BASE64URL: a PKCE challenge, and any secret that we make ourselves."""
 
 Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=63)]
 Environment = Annotated[str, Field(pattern=f"^{ENVIRONMENT}$")]
@@ -126,6 +128,13 @@ class NewToken(Body):
     days: int = Field(30, ge=1, le=DAYS_MAX)
     roles: Annotated[list[Annotated[Role, Field(strict=False)]], Field(min_length=1)] | None = None
     environments: Environments | None = None
+
+
+class CliCode(Body):
+    """What `brownout login` shows for its token: the code that the browser brought, and who it is for."""
+
+    code: Annotated[str, Field(pattern=f"^{CHALLENGE}$")]
+    verifier: Annotated[str, Field(pattern="^[A-Za-z0-9._~-]{43,128}$")]
 
 
 class NewJoinToken(Body):

@@ -21,6 +21,7 @@ from brownout_controller.cli import (
     experiments,
     halting,
     hosts,
+    login,
     people,
     runs,
     server,
@@ -43,6 +44,8 @@ app.command()(experiments.plan)
 app.command()(experiments.run)
 app.command()(halting.halt)
 app.command()(halting.resume)
+app.command()(login.login)
+app.command()(login.logout)
 app.command()(people.approve)
 app.command()(people.whoami)
 app.command()(runs.report)

@@ -15,6 +15,7 @@ import httpx
 from brownout_agent.agent.trust import SERVER_NAME, NotTrusted, controllers_of, fetch_authority
 
 from brownout_controller.cli.output import fail
+from brownout_controller.cli.settings import default_data_dir
 from brownout_controller.exit_codes import ExitCode
 from brownout_controller.reporting.visible import visible
 
@@ -112,13 +113,14 @@ class Remote:
 
 
 @contextmanager
-def connect(server: Server) -> Iterator[Remote]:
-    """A controller, with our token."""
+def connect(server: Server, token: str | None = None) -> Iterator[Remote]:
+    """A controller, with our token; another one if given, or "" to come as nobody."""
     parts = urlsplit(server.url)
     if parts.scheme != "https" or not parts.hostname or parts.path not in {"", "/"}:
         fail(ExitCode.USAGE, "usage", f"--server {server.url}: not https://HOST:PORT")
     extensions = {"sni_hostname": SERVER_NAME} if server.pin else {}
-    headers = {"Authorization": f"Bearer {_token(server)}"}
+    token = _token(server) if token is None else token
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     transport = httpx.HTTPTransport(verify=_trust(server, parts.hostname, parts.port or 443))
 
     def named(request: httpx.Request) -> None:
@@ -152,20 +154,34 @@ def _trust(server: Server, host: str, port: int) -> ssl.SSLContext:
 
 
 def _token(server: Server) -> str:
-    """From a file that is ours alone, or from the environment; never from the command line, which everybody sees."""
-    if server.token_file is None:
-        token = os.environ.get(TOKEN, "").strip()
-        if not token:
-            fail(ExitCode.NOT_PERMITTED, "no-token", f"{TOKEN} is not set", "brownout --token-file FILE ...")
+    """From a file that is ours alone, from the environment, or of the last `brownout login`; never from the command
+    line, which everybody sees.
+    """
+    if server.token_file is not None:
+        return read_token(server.token_file)
+    if token := os.environ.get(TOKEN, "").strip():
         return token
+    kept = kept_token(server)
+    if not kept.exists():
+        message = f"{TOKEN} is not set, and nobody is logged in at {server.url}"
+        fail(ExitCode.NOT_PERMITTED, "no-token", message, "brownout login, or brownout --token-file FILE ...")
+    return read_token(kept)
+
+
+def kept_token(server: Server) -> Path:
+    """Where `brownout login` keeps the token for a controller."""
+    return default_data_dir() / "logins" / f"{urlsplit(server.url).netloc.replace(':', '_')}.token"
+
+
+def read_token(path: Path) -> str:
+    """A token in a file that is ours alone."""
     try:
-        if server.token_file.stat().st_mode & 0o077:
-            message = f"{server.token_file} is open to others"
-            fail(ExitCode.USAGE, "token-file", message, f"chmod 600 {server.token_file}")
-        with server.token_file.open() as file:
+        if path.stat().st_mode & 0o077:
+            fail(ExitCode.USAGE, "token-file", f"{path} is open to others", f"chmod 600 {path}")
+        with path.open() as file:
             return file.read(_LONGEST_TOKEN).strip()
     except (OSError, UnicodeDecodeError) as error:
-        fail(ExitCode.USAGE, "token-file", f"{server.token_file} cannot be read: {error}")
+        fail(ExitCode.USAGE, "token-file", f"{path} cannot be read: {error}")
 
 
 def unreachable(server: Server, error: Exception) -> NoReturn:

@@ -1,5 +1,6 @@
 """Logins and sessions, as they are kept. Every method raises StoreError when the database does not answer."""
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from brownout_controller.store.schema import logins
 
 ATTEMPT_TTL_S = 600
 SESSION_TTL_S = 12 * 3600
+HANDOVER_TTL_S = 60
 ATTEMPTS_MAX = 10_000
 """Logins that have begun and are kept. Anybody may begin one; a flood that would push out one which takes 15 s must
 come from 1,300 addresses, at what the API lets each of them begin."""
@@ -32,6 +34,16 @@ class Attempt:
 
     nonce: str
     code_verifier: str
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """A login that goes on to a command line: who it is for, by which session, and until when that is good."""
+
+    challenge: str
+    user: str
+    session: str
+    expires_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +153,24 @@ class LoginStore:
         found = self.session(secret)
         assert found is not None, "it was just opened"
         return found
+
+    def hand_over(self, code: str, handover: Handover) -> None:
+        """Keep a code for a command line; those that nobody fetched go."""
+        table, now_ns = logins.handovers, time.time_ns()
+        row = {"code_digest": digest_of(code), **dataclasses.asdict(handover), "begun_ns": now_ns}
+        with self._database.writing() as connection:
+            connection.execute(delete(table).where(table.c.begun_ns < now_ns - HANDOVER_TTL_S * NS_PER_S))
+            connection.execute(insert(table), row)
+
+    def take_handover(self, code: str) -> Handover | None:
+        """What a code stands for, once; None where there is none, or it took too long."""
+        table = logins.handovers
+        mine = delete(table).where(table.c.code_digest == digest_of(code)).returning(table)
+        with self._database.writing() as connection:
+            row = connection.execute(mine).first()
+        if row is None or row.begun_ns < time.time_ns() - HANDOVER_TTL_S * NS_PER_S:
+            return None
+        return Handover(row.challenge, row.user, row.session, row.expires_ns)
 
     def session(self, secret: str) -> SessionRow | None:
         """The session of this secret, if it is good, and its user."""

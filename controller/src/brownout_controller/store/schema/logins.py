@@ -21,6 +21,17 @@ identities = Table(
     Column("user", String(63), ForeignKey("api_user.name"), nullable=False, unique=True),
 )
 
+handovers = Table(
+    "login_handover",
+    metadata,
+    Column("code_digest", String(64), primary_key=True),  # SHA-256
+    Column("challenge", String(43), nullable=False),
+    Column("user", String(63), ForeignKey("api_user.name"), nullable=False),
+    Column("session", String(63), nullable=False),
+    Column("expires_ns", BigInteger, nullable=False),
+    Column("begun_ns", BigInteger, nullable=False),
+)
+
 sessions = Table(
     "login_session",
     metadata,

@@ -181,6 +181,17 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("lever_number", "host", name=op.f("pk_lever_answer")),
     )
     op.create_table(
+        "login_handover",
+        sa.Column("code_digest", sa.String(length=64), nullable=False),
+        sa.Column("challenge", sa.String(length=43), nullable=False),
+        sa.Column("user", sa.String(length=63), nullable=False),
+        sa.Column("session", sa.String(length=63), nullable=False),
+        sa.Column("expires_ns", sa.BigInteger(), nullable=False),
+        sa.Column("begun_ns", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["user"], ["api_user.name"], name=op.f("fk_login_handover_user_api_user")),
+        sa.PrimaryKeyConstraint("code_digest", name=op.f("pk_login_handover")),
+    )
+    op.create_table(
         "login_identity",
         sa.Column("issuer", sa.Text(), nullable=False),
         sa.Column("subject", sa.String(length=255), nullable=False),
