@@ -1,11 +1,11 @@
-"""Syncing a folder: that one and no file, and no descriptor is kept, whatever the disk says."""
+"""What is on disk to stay: a folder's names, and room for what is written later."""
 
 import errno
 import os
 from pathlib import Path
 
 import pytest
-from brownout_agent.kernel.durable import sync_folder
+from brownout_agent.kernel.durable import reserve, sync_folder
 
 
 def descriptors() -> list[str]:
@@ -43,3 +43,18 @@ def test_what_the_disk_says_is_passed_on_and_nothing_is_kept_open(
     with pytest.raises(OSError, match="Input/output error"):
         sync_folder(tmp_path)
     assert descriptors() == before
+
+
+def test_room_is_set_aside_behind_the_end_of_a_file_that_does_not_grow_by_it(tmp_path: Path) -> None:
+    file = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        os.write(file, b"x")
+        before = os.fstat(file)
+        assert reserve(file, 1, 2**20) is True
+        after = os.fstat(file)
+        assert after.st_size == before.st_size == 1
+        assert (after.st_blocks - before.st_blocks) * 512 >= 2**20 - 2 * after.st_blksize
+        with open(os.devnull, "wb") as nothing:
+            assert reserve(nothing.fileno(), 0, 2**20) is False
+    finally:
+        os.close(file)

@@ -21,3 +21,7 @@ def test_it_stays_or_rises_by_a_step(obeyed: int, to: int) -> None:
 def test_an_older_one_and_one_that_nobody_comes_to_are_refused(obeyed: int, to: int, why: str) -> None:
     with pytest.raises(EpochRefused, match=why):
         check_step(obeyed, to)
+
+
+def test_its_limits_are_what_hosts_and_databases_were_promised() -> None:
+    assert (STEP_MAX, EPOCH_MAX) == (1_000_000, 4_611_686_018_427_387_904)
