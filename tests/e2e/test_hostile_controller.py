@@ -13,6 +13,7 @@ from brownout_agent.chain import read_line
 from brownout_agent.epochs import STEP_MAX
 from brownout_controller.fleet.authority import Authority, read_request
 from brownout_controller.serving import Controller
+from brownout_controller.store.backup import back_up, restore
 from brownout_protos.v1 import fault_pb2, fleet_pb2, fleet_pb2_grpc
 
 from tests.support.fleets import agent, controller, joined, until
@@ -164,3 +165,23 @@ def test_who_joins_anew_begins_anew_and_comes_in(tmp_path: Path) -> None:
             assert await serving.fleet.wait_for(1, 40)
 
     stolen(tmp_path, fleet_pb2.Welcome(), told)
+
+
+def test_hosts_that_obeyed_later_epochs_than_a_restored_backup_knows_are_owned_beyond_them(tmp_path: Path) -> None:
+    async def story() -> None:
+        data, port, home = tmp_path / "c", 0, tmp_path / "a"
+        for life in range(1, 4):
+            async with controller(data, port) as serving:
+                port = serving.port
+                if life == 1:
+                    await joined(serving, home)
+                async with agent(home):
+                    await until(lambda epoch=life: load_epoch(home) == epoch, 40)
+            if life == 1:
+                back_up(data, tmp_path / "backup")
+        restore(data, tmp_path / "backup")
+        async with controller(data, port) as serving, agent(home):
+            await until(lambda: load_epoch(home) == 4, 40)
+            assert [host.session and host.session.epoch for host in serving.fleet.connected] == [4]
+
+    asyncio.run(story())

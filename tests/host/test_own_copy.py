@@ -1,4 +1,4 @@
-"""What the injector did stands in its own copy, by a real injector: whoever stops, halts or kills it, on a full disk."""
+"""What the injector did stands in its own copy: a real injector that is stopped, halted, killed, or has a full disk."""
 
 import os
 import signal
