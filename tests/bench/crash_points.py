@@ -32,6 +32,8 @@ from tests.support.undo_sequences import Host
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs/crash-points.md"
 RESULTS = ROOT / ".crash-points.jsonl"
+_CAME_TO_NOTHING = (AssertionError, TimeoutError, ConnectionError)
+"""What a scene raises on a machine that has too much else to do."""
 _TRIES = 3
 """Lives do not all have as many calls: a point that none of so many has is given up."""
 
@@ -68,14 +70,20 @@ class Sitting:
         word = outcome.trouble or ("clean" if outcome.is_reached else "not reached")
         print(f"{len(self.left):5} to go; {point}: {word}, {outcome.clean_after_s:.1f} s", file=sys.stderr, flush=True)
 
-    async def find(self) -> None:
-        """The points of one scene of each kind are to be struck."""
-        with tempfile.TemporaryDirectory(prefix="bo-crash-") as folder:
-            async with traced_host(Path(folder)) as (host, seen):
-                for scene in SCENES:
-                    labels = await trace(host, seen, scene)
-                    self._known |= {(scene, label) for label in labels}
-                    self.left += {*points_of(scene, labels)} - self.done
+    async def find(self, scene: str) -> None:
+        """The points of one such scene are to be struck."""
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                with tempfile.TemporaryDirectory(prefix="bo-crash-") as folder:
+                    async with traced_host(Path(folder)) as (host, seen):
+                        labels = await trace(host, seen, scene)
+                break
+            except _CAME_TO_NOTHING as error:
+                print(f"not played: {scene}: {type(error).__name__} {error}", file=sys.stderr, flush=True)
+                if not tries_left:
+                    raise
+        self._known |= {(scene, label) for label in labels}
+        self.left += {*points_of(scene, labels)} - self.done
 
     async def work(self) -> None:
         """Strike after strike on one host after the other: one on which something went wrong is not used again."""
@@ -94,7 +102,7 @@ class Sitting:
         self._tries[point] += 1
         try:
             outcome, labels = await strike(host, seen, point, before)
-        except (AssertionError, TimeoutError, ConnectionError) as error:
+        except _CAME_TO_NOTHING as error:
             print(f"no kill: {point}: {type(error).__name__} {error} {host.words}", file=sys.stderr, flush=True)
             (self.left if self._tries[point] < _TRIES else self.unplayed).append(point)
             return False
@@ -119,7 +127,7 @@ def read(results: Path) -> Strikes:
 
 async def _sit(options: argparse.Namespace) -> Sitting:
     sitting = Sitting(options.results, time.monotonic() + options.minutes * 60, read(options.results))
-    await sitting.find()
+    await asyncio.gather(*(sitting.find(scene) for scene in SCENES))
     sitting.left.sort()
     random.Random(options.seed).shuffle(sitting.left)
     sitting.left.sort(key=lambda point: (point.nth > 1, point.whom == CALLER))  # one of each first

@@ -219,7 +219,7 @@ async def _kill_with_watchdog(host: Host) -> None:
     host.injector.kill()
     await host.injector.wait()
     await host.end()
-    assert _unfinished(host), "nothing was left to undo"
+    assert _unfinished(host), f"nothing was left to undo: {host.words}"
 
 
 def _watchdog(host: Host) -> int:
