@@ -24,7 +24,7 @@ controller writes it into its own copy (docs/audit.md), which no controller can 
 
 ## What a stolen controller can do, and the way back
 
-A controller that was taken over has real papers: agents obey its orders, within each host's own policy (docs/policy.md),
+A controller that was taken over has real papers: agents obey its orders, within each host's own policy (policy.md),
 as long as it answers them. What it cannot do is keep the honest ones out:
 
 - **A root** is taken from a controller only beside one that the agent knows, and if one that it knows has signed it.
