@@ -85,10 +85,12 @@ def _asked(request: Request, caller: Caller) -> tuple[int, str]:
     """Port and challenge of the command line that this browser was opened for.
 
     Raises:
-        Problem: 403 for who comes by a token, which may be limited while what is made here is not; 409 for no command.
+        Problem: 409: somebody came by a token, which may be limited while what is made here is not, or for no command.
     """
     if not sessions.is_session(caller.token):
-        caller.refuse("a login of the command line", "a token logs nobody in; a browser's session does")
+        why = "a token logs nobody in; a browser's session does"
+        caller.tell(Outcome.REFUSED, "a login of the command line", why)
+        raise Problem(409, "no-session", "this is for browsers", why, "brownout login")
     found = sessions.cli_of(request)
     if found is None:
         why = "this browser was not opened for a command line, or too long ago"
