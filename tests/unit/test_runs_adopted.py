@@ -3,12 +3,14 @@
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from brownout_controller.analysis.residue import unknown
 from brownout_controller.analysis.verdict import judge
-from brownout_controller.record import Event, EventKind
+from brownout_controller.record import Event, EventKind, FaultOutcome, HostResidue, ResidueState
 from brownout_controller.reporting.document import from_document, to_document
 from brownout_controller.running.adopting import Undoing, conclude_orphan
 from brownout_controller.running.machine import fault_id
@@ -201,9 +203,58 @@ def test_a_record_keeps_its_samples_gets_the_later_events_and_what_hosts_confirm
     assert later in closed.events
     assert closed.events[-1].message == headline
     assert [(one.undo, one.end_cause) for one in closed.faults] == [("clean", "time is up")]
-    assert (verdict, code, document["verdict"], document["exit_code"]) == ("errored", 1, "errored", 1)
+    assert (verdict, code, document["verdict"], document["exit_code"]) == ("errored", 13, "errored", 13)
+    assert headline.endswith("its faults are gone; NOT AUDITED for residue: app-1: brownout doctor")
+    assert [(found.host, found.state) for found in closed.residue] == [("app-1", ResidueState.UNKNOWN)]
     unconfirmed = conclude_orphan(kept, Undoing(kept))
     assert unconfirmed[1:3] == ("errored", 13)
+
+
+ON = fault("pause", ended_s=None, fault_id=fault_id(KEY, "pause", "app-1"), undo="unknown", undo_begun_ns=None)
+ORDERED = replace(ON, active_ns=None)
+CLEAN_AUDIT = HostResidue("app-1", ResidueState.CLEAN)
+LEFT = HostResidue("app-1", ResidueState.RESIDUE, ("+ nft table inet brownout",))
+
+
+@pytest.mark.parametrize("reported", [None, fault_pb2.CLEAN, fault_pb2.RESIDUE, fault_pb2.ACTIVE])
+@pytest.mark.parametrize("residue", [(), (CLEAN_AUDIT,), (LEFT,), (unknown("app-1", "let go"),)])
+@pytest.mark.parametrize("faults", [(), (ORDERED,), (ON,), (replace(ON, undo="clean"),)])
+@pytest.mark.parametrize("answering", [(), ("app-1",), ("app-1", "app-2")])
+def test_the_exit_code_of_an_adopted_run_is_the_same_wherever_it_is_asked_for(
+    reported: "fault_pb2.FaultState.ValueType | None",
+    residue: tuple[HostResidue, ...],
+    faults: tuple[FaultOutcome, ...],
+    answering: tuple[str, ...],
+) -> None:
+    drafted = record(faults=faults, residue=residue)
+    kept = orphan(to_document(drafted, judge(drafted)))
+    undoing = Undoing(kept)
+    for host in answering:
+        answer(undoing, host)
+    if reported is not None:
+        undoing.heard("app-1", [report("pause", "app-1", reported)])
+    document, verdict, code, headline = conclude_orphan(kept, undoing)
+    assert document is not None
+    again = judge(from_document(document))
+    assert (verdict, code) == (again.verdict.value, again.exit_code) == (document["verdict"], document["exit_code"])
+    all_confirmed = answering == ("app-1", "app-2") and reported not in {fault_pb2.RESIDUE, fault_pb2.ACTIVE}
+    had_a_fault = reported is not None or any(one.active_ns for one in faults)
+    is_known = all_confirmed and (residue == (CLEAN_AUDIT,) or (residue != (LEFT,) and not had_a_fault))
+    undone = reported is not None or ON not in faults
+    assert code == (1 if is_known and undone else 13)
+    assert ("NOT" in headline) == (residue == (LEFT,) or not is_known)
+
+
+def test_an_order_that_its_host_never_had_needed_no_undo() -> None:
+    drafted = record(faults=(ORDERED,), residue=(unknown("app-1", "let go"),))
+    kept = orphan(to_document(drafted, judge(drafted)))
+    undoing = Undoing(kept)
+    answer(undoing, "app-1")
+    answer(undoing, "app-2")
+    document, _, code, _ = conclude_orphan(kept, undoing)
+    assert document is not None
+    closed = from_document(document)
+    assert ([one.undo for one in closed.faults], closed.residue, code) == (["not_needed"], (), 1)
 
 
 def test_a_draft_of_another_release_is_said_to_be_unreadable_and_the_run_ends_all_the_same() -> None:

@@ -122,8 +122,8 @@ class EventStream(Response):
 
     def _end(self) -> dict[str, Any]:
         conclusion = self._run.conclusion
-        if conclusion is None:
-            return {"verdict": "errored", "exit_code": 1, "headline": "the run could not be concluded"}
+        if conclusion is None or conclusion.trouble:  # not kept by us: what it came to is for who closes it to say
+            return end_document(None, None, None)
         return end_document(conclusion.verdict, int(conclusion.exit_code), conclusion.headline)
 
 
@@ -144,7 +144,7 @@ class PastEvents(Response):
 
 
 def end_document(verdict: str | None, exit_code: int | None, headline: str | None) -> dict[str, Any]:
-    """The last event of every stream."""
+    """The last event of every stream; all None where this controller does not know how the run ended, or will."""
     return {"verdict": verdict, "exit_code": exit_code, "headline": headline}
 
 

@@ -128,8 +128,8 @@ def _document(remote: Remote, number: int) -> dict[str, Any]:
 def _conclude(remote: Remote, number: int, report_dir: Path, formats: tuple[str, ...]) -> ExitCode:
     """As a run in this process is concluded. What was refused before the first fault has no summary."""
     line = remote.get(f"/runs/{number}")
+    code = ExitCode.UNDO_NOT_CONFIRMED if line["exit_code"] is None else ExitCode(line["exit_code"])
     if line["document"] is None or line["verdict"] == "refused":
-        code = ExitCode.INTERNAL_ERROR if line["exit_code"] is None else ExitCode(line["exit_code"])
         fail(code, str(line["verdict"] or "errored"), line["headline"] or "the run could not be concluded")
     record = from_document(line["document"])
     findings = judge(record)
@@ -143,7 +143,7 @@ def _conclude(remote: Remote, number: int, report_dir: Path, formats: tuple[str,
     out.print(summary(record, findings, [str(path) for path in written], ascii_only=ascii_only(out)))
     if trouble:
         progress().print(f"error[not-kept]: {visible(trouble)}")
-    return ExitCode.INTERNAL_ERROR if trouble and findings.exit_code is ExitCode.HELD else findings.exit_code
+    return ExitCode.INTERNAL_ERROR if trouble and code is ExitCode.HELD else code
 
 
 def _follow(server: Server, remote: Remote, number: int) -> None:
@@ -166,6 +166,8 @@ def _events(server: Server, remote: Remote, number: int) -> Iterator[tuple[int |
                 for position, kind, one in parse_events(lines):
                     heard_s = time.monotonic()
                     last = position if position is not None else last
+                    if kind == "end" and one["verdict"] is None:
+                        break  # another controller carries it, or is to close it
                     yield position, kind, one
                     if kind == "end":
                         return

@@ -12,10 +12,11 @@ from typing import Any
 
 from brownout_protos.v1 import fault_pb2, fleet_pb2
 
+from brownout_controller.analysis.residue import unknown
 from brownout_controller.analysis.verdict import judge
 from brownout_controller.exit_codes import ExitCode
 from brownout_controller.fleet.sessions import Arrival, Fleet, HostState
-from brownout_controller.record import Event, EventKind, RunRecord, Verdict
+from brownout_controller.record import Event, EventKind, FaultOutcome, HostResidue, ResidueState, RunRecord, Verdict
 from brownout_controller.reporting.document import from_document, to_document
 from brownout_controller.running.machine import fault_id
 from brownout_controller.running.timeline import Timeline
@@ -66,6 +67,10 @@ class Undoing:
         """Whether a host has still to say that every fault of this run is gone, or that one cannot be undone."""
         faults = self._faults[host]
         return not all((host, one) in self._stopped and self.state_of(one) != "unknown" for one in faults)
+
+    def had_any(self, host: str) -> bool:
+        """Whether a host has spoken of a fault of this run."""
+        return any(self.state_of(one) for one in self._faults[host])
 
     def confirmed(self, host: str) -> bool:
         """Whether a host has said that nothing of this run is on it."""
@@ -193,25 +198,58 @@ class Adopter:
 
 
 def conclude_orphan(orphan: Orphan, undoing: Undoing) -> tuple[dict[str, Any] | None, str, int, str]:
-    """Document, verdict, exit code and headline of a run that its controller left."""
-    unconfirmed = sorted(host for host in undoing.agents if not undoing.confirmed(host))
-    headline = "its controller died in mid-run; "
-    if unconfirmed:
-        headline += f"UNDO NOT CONFIRMED by {', '.join(unconfirmed)}: type `brownout-injector reap` there"
-    else:
-        headline += "every host confirmed that nothing of it is on"
-    code = ExitCode.UNDO_NOT_CONFIRMED if unconfirmed else ExitCode.INTERNAL_ERROR
-    if orphan.draft is None:
+    """Document, verdict, exit code and headline of a run that its controller left.
+
+    The exit code is what the record says whenever it is judged again: 13 as long as anything is not known to be undone.
+    """
+    record, trouble = None, ""
+    if orphan.draft is not None:
+        try:
+            record = from_document(orphan.draft)
+        except ValueError as error:  # another release kept it
+            trouble = f"; what was kept of it cannot be read: {error}"
+    residue = residue_of(undoing, record)
+    headline = _headline(undoing, residue) + trouble
+    if record is None:
+        # Of a run whose record cannot be read nobody knows which hosts had faults before.
+        code = ExitCode.UNDO_NOT_CONFIRMED if residue or trouble else ExitCode.INTERNAL_ERROR
         return None, Verdict.ERRORED.value, int(code), headline
-    try:
-        draft = from_document(orphan.draft)
-    except ValueError as error:  # another release kept it
-        return None, Verdict.ERRORED.value, int(code), f"{headline}; what was kept of it cannot be read: {error}"
-    record = close_record(draft, orphan, undoing, headline, Timeline.start().now())
-    findings = judge(record)
-    code = max(code, findings.exit_code)  # what the record itself cannot confirm is not confirmed
-    document = to_document(record, findings) | {"exit_code": int(code), "headline": headline}
-    return document, Verdict.ERRORED.value, int(code), headline
+    closed = close_record(record, orphan, undoing, headline, Timeline.start().now())
+    findings = judge(closed)
+    document = to_document(closed, findings) | {"headline": headline}
+    return document, findings.verdict.value, int(findings.exit_code), headline
+
+
+def residue_of(undoing: Undoing, record: RunRecord | None) -> tuple[HostResidue, ...]:
+    """What the residue audit comes to. How hosts looked before died with their controller: where a fault was, nothing
+    can be compared any more, and what an audit that was finished has found stands.
+    """
+    audited = {found.host: found for found in record.residue} if record else {}
+    had_faults = {fault.host for fault in record.faults if fault.active_ns is not None} if record else set()
+    found = []
+    for host in sorted({*undoing.agents, *audited}):
+        known = audited.get(host)
+        if known is not None and known.state is ResidueState.RESIDUE:
+            found.append(known)
+        elif not undoing.confirmed(host):
+            found.append(unknown(host, "it has not confirmed that nothing of this run is on it"))
+        elif known is not None and known.state is ResidueState.CLEAN:
+            found.append(known)
+        elif undoing.had_any(host) or host in had_faults:
+            found.append(unknown(host, "how it looked before the first fault died with the controller"))
+    return tuple(found)
+
+
+def _headline(undoing: Undoing, residue: tuple[HostResidue, ...]) -> str:
+    died = "its controller died in mid-run; "
+    if unconfirmed := sorted(host for host in undoing.agents if not undoing.confirmed(host)):
+        return died + f"UNDO NOT CONFIRMED by {', '.join(unconfirmed)}: type `brownout-injector reap` there"
+    if open_hosts := [found.host for found in residue if found.state is not ResidueState.CLEAN]:
+        hosts = ", ".join(open_hosts)
+        return (
+            died + f"every host confirmed that its faults are gone; NOT AUDITED for residue: {hosts}: brownout doctor"
+        )
+    return died + "every host confirmed that nothing of it is on"
 
 
 def close_record(record: RunRecord, orphan: Orphan, undoing: Undoing, headline: str, now_ns: int) -> RunRecord:
@@ -220,13 +258,22 @@ def close_record(record: RunRecord, orphan: Orphan, undoing: Undoing, headline: 
     later = [event for event in orphan.events if (event.at_ns, event.kind, event.subject, event.host) not in told]
     now_ns = max(now_ns, *(event.at_ns for event in (*record.events, *later)), record.started_ns)  # clocks differ
     end = Event(now_ns, EventKind.RUN_ENDED, "run", message=headline)
-    faults = tuple(
-        replace(fault, undo=state, end_cause=fault.end_cause or "stopped")
-        if (state := undoing.state_of(fault.fault_id)) and fault.undo == "unknown"
-        else fault
-        for fault in record.faults
-    )
-    events = tuple(sorted([*record.events, *later, end], key=lambda event: event.at_ns))
     return replace(
-        record, events=events, faults=faults, ended_ns=now_ns, stopped_by="error", stop_reason="its controller died"
+        record,
+        events=tuple(sorted([*record.events, *later, end], key=lambda event: event.at_ns)),
+        faults=tuple(_closed_fault(fault, undoing) for fault in record.faults),
+        residue=residue_of(undoing, record),
+        ended_ns=now_ns,
+        stopped_by="error",
+        stop_reason="its controller died",
     )
+
+
+def _closed_fault(fault: FaultOutcome, undoing: Undoing) -> FaultOutcome:
+    if fault.undo != "unknown":
+        return fault
+    if state := undoing.state_of(fault.fault_id):
+        return replace(fault, undo=state, end_cause=fault.end_cause or "stopped")
+    if fault.active_ns is None and fault.host in undoing.agents and undoing.confirmed(fault.host):
+        return replace(fault, undo="not_needed")  # its host never had it, and takes it no more
+    return fault

@@ -5,6 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from fastapi import Header, Query, Request, Response
@@ -82,7 +83,8 @@ def show_run(number: Number, here: Here, caller: Annotated[Caller, needs(Permiss
     line = _demand(number, here, caller)
     document = None
     if line.verdict is not None:
-        document = here.store.load_document(number)
+        with suppress(RunUnknown):  # its controller died before it had kept one
+            document = here.store.load_document(number)
     return {**_line(here, line), "document": document}
 
 
