@@ -70,20 +70,20 @@ class Sitting:
         word = outcome.trouble or ("clean" if outcome.is_reached else "not reached")
         print(f"{len(self.left):5} to go; {point}: {word}, {outcome.clean_after_s:.1f} s", file=sys.stderr, flush=True)
 
-    async def find(self, scene: str) -> None:
-        """The points of one such scene are to be struck."""
-        for tries_left in reversed(range(_TRIES)):
+    async def find(self, scenes: list[str]) -> None:
+        """The points of one scene of each kind are to be struck; several may do this at a time."""
+        while scenes and time.monotonic() < self.ends_s:
+            scene = scenes.pop(0)
             try:
                 with tempfile.TemporaryDirectory(prefix="bo-crash-") as folder:
                     async with traced_host(Path(folder)) as (host, seen):
                         labels = await trace(host, seen, scene)
-                break
             except _CAME_TO_NOTHING as error:
-                print(f"not played: {scene}: {type(error).__name__} {error}", file=sys.stderr, flush=True)
-                if not tries_left:
-                    raise
-        self._known |= {(scene, label) for label in labels}
-        self.left += {*points_of(scene, labels)} - self.done
+                print(f"once more: {scene}: {type(error).__name__} {error}", file=sys.stderr, flush=True)
+                scenes.append(scene)
+                continue
+            self._known |= {(scene, label) for label in labels}
+            self.left += {*points_of(scene, labels)} - self.done
 
     async def work(self) -> None:
         """Strike after strike on one host after the other: one on which something went wrong is not used again."""
@@ -127,7 +127,10 @@ def read(results: Path) -> Strikes:
 
 async def _sit(options: argparse.Namespace) -> Sitting:
     sitting = Sitting(options.results, time.monotonic() + options.minutes * 60, read(options.results))
-    await asyncio.gather(*(sitting.find(scene) for scene in SCENES))
+    scenes = [*SCENES]
+    await asyncio.gather(*(sitting.find(scenes) for _ in range(options.hosts)))
+    if scenes:
+        raise SystemExit(f"in {options.minutes:g} minutes no scene of these came to its end: {scenes}")
     sitting.left.sort()
     random.Random(options.seed).shuffle(sitting.left)
     sitting.left.sort(key=lambda point: (point.nth > 1, point.whom == CALLER))  # one of each first
@@ -148,7 +151,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # an end in good order writes what is known by then
         signal.signal(number, signal.default_int_handler)
     sitting = asyncio.run(_sit(options))
-    options.document.write_text(document(sitting.strikes, len(sitting.left)))
+    options.document.write_text(document(sitting.strikes, sitting.left))
     raise SystemExit(bool(sitting.left) or any(outcome.trouble for outcome in dict(sitting.strikes).values()))
 
 

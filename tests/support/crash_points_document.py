@@ -28,28 +28,28 @@ the kernel is read by `tc`, `nft`, /proc and statvfs:
 `make test` plays every scene once, fails when it hears a call that is not in the table below, and strikes at random.
 
 """
-_TABLE_HEAD = "| scene | by | call | on | killed before | killed after | bad |"
+_TABLE_HEAD = "| scene | by | call | on | killed before | killed after | left | bad |"
 
 
-def document(strikes: Strikes, left: int) -> str:
-    """The page. `left` is how many points of the latest list were not struck yet."""
+def document(strikes: Strikes, left: Sequence[Point]) -> str:
+    """The page. `left` are the points of the latest list that were not struck yet, or not well."""
     latest = dict(strikes)
     reached = {point: outcome for point, outcome in latest.items() if outcome.is_reached}
     given_up = sorted(point for point, outcome in latest.items() if not outcome.is_reached)
     bad = [(point, outcome) for point, outcome in strikes if outcome.trouble]
     seconds = sorted(outcome.clean_after_s for outcome in reached.values()) or [0.0]
-    points = len(reached) + left
+    points = len(reached.keys() | {*left})
     share = 100 * len(reached) / max(1, points)
     lines = [
-        f"**{len(reached)} of {points} points struck: {share:.{0 if left == 0 else 1}f} %;",
+        f"**{len(reached)} of {points} points struck: {share:.{1 if left else 0}f} %;",
         f"{sum(bool(outcome.trouble) for outcome in reached.values())} with something on without a record, or left.**",
         f"Clean after {seconds[len(seconds) // 2]:.1f} s in the median and {seconds[-1]:.1f} s at most:",
         "an undo that was itself killed is tried again after 10 s, and many hosts shared the machine.",
         f"On Linux {platform.release()}.",
         "",
         _TABLE_HEAD,
-        "|---|---|---|---|---|---|---|",
-        *_rows(reached, {point for point, _ in bad}),
+        "|---|---|---|---|---|---|---|---|",
+        *_rows({*reached}, {*left} - {*reached}, {point for point, _ in bad}),
     ]
     if bad:
         lines += ["", "## Not well", ""]
@@ -65,13 +65,13 @@ def document(strikes: Strikes, left: int) -> str:
     return _HEAD + "\n".join(lines) + "\n"
 
 
-def _rows(reached: dict[Point, Outcome], bad: set[Point]) -> list[str]:
+def _rows(reached: set[Point], left: set[Point], bad: set[Point]) -> list[str]:
     rows = []
-    for scene, label in sorted({(point.scene, point.label) for point in reached}):
-        here = [point for point in reached if (point.scene, point.label) == (scene, label)]
-        counts = [sum(point.when == when for point in here) for when in (BEFORE, AFTER)]
+    for scene, label in sorted({(point.scene, point.label) for point in reached | left}):
+        here = {point for point in reached | left if (point.scene, point.label) == (scene, label)}
+        counts = [sum(point.when == when for point in here & reached) for when in (BEFORE, AFTER)]
         role, call, target = label
-        figures = " | ".join(map(str, (*counts, len(bad & {*here}))))
+        figures = " | ".join(map(str, (*counts, len(here & left), len(here & bad))))
         rows.append(f"| `{scene}` | {role} | `{call}` | {target} | {figures} |")
     return rows
 
@@ -80,17 +80,13 @@ def _since(point: Point, latest: dict[Point, Outcome]) -> str:
     return "" if latest[point].trouble else " (struck again later: clean)"
 
 
-def struck(page: str) -> set[tuple[str, Label]]:
-    """The calls, with their scenes, at which such a page says that somebody was killed before as well as after."""
+def listed(page: str) -> set[tuple[str, Label]]:
+    """The calls, with their scenes, of such a page's table."""
     rows = [line.strip("| ").split(" | ") for line in page.partition(_TABLE_HEAD)[2].splitlines() if " | " in line]
-    return {
-        (scene.strip("`"), (role, call.strip("`"), target.strip()))
-        for scene, role, call, target, before, after, _ in rows
-        if int(before) and int(after)
-    }
+    return {(row[0].strip("`"), (row[1], row[2].strip("`"), row[3].strip())) for row in rows}
 
 
 def missing(scene: str, labels: Sequence[Label], page: str) -> list[Label]:
     """The calls of a scene that are not in the page."""
-    covered = struck(page)
-    return sorted(label for label in {*labels} if (scene, label) not in covered)
+    known = listed(page)
+    return sorted(label for label in {*labels} if (scene, label) not in known)
