@@ -139,7 +139,7 @@ def test_somebody_whose_name_changes_at_the_provider_stays_who_they_are(
 
 
 def test_two_first_logins_of_one_person_at_once_both_come_in(api: ApiServer, idp: Glewlwyd) -> None:
-    for _ in range(5):
+    for _ in range(2):
         anna = idp.add_person("sre")
         browsers = [api.client(address=next(ADDRESSES)) for _ in range(4)]
         brought = [begin(browser, anna) for browser in browsers]
