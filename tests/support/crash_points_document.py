@@ -45,7 +45,7 @@ def document(strikes: Strikes, left: Sequence[Point]) -> str:
         f"{sum(bool(outcome.trouble) for outcome in reached.values())} with something on without a record, or left.**",
         f"Clean after {seconds[len(seconds) // 2]:.1f} s in the median and {seconds[-1]:.1f} s at most:",
         "an undo that was itself killed is tried again after 10 s, and many hosts shared the machine.",
-        f"On Linux {platform.release()}.",
+        f"On Linux {platform.release()}; of the trees of control groups only those in which we make groups were there.",
         "",
         _TABLE_HEAD,
         "|---|---|---|---|---|---|---|---|",
