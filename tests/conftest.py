@@ -12,6 +12,7 @@ _THIS_MACHINE = {"contract", "host"}
 """Folders whose tests have faults on this machine."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say which tests `make test` may run beside each other.
 
