@@ -24,7 +24,7 @@ demo: install
 
 test: .venv/.development
 	@$(PYTHON) tools/packages.py test
-	@$(BIN)/pytest -n 3 --dist loadgroup -m "not alone"
+	@$(BIN)/pytest -n 3 -m "not alone"
 	@$(BIN)/pytest -m alone
 
 check: .venv/.development

@@ -1,30 +1,45 @@
 """What many tests share: a database of either kind, the server behind one of them, and who may run beside whom."""
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from brownout_controller.store.database import Database
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.postgres import Postgres, postgres
 
-_THIS_MACHINE = {"contract", "host"}
-"""Folders whose tests have faults on this machine."""
 
+class _ByFile(LoadScopeScheduling):
+    """One file's tests run in one process, and so do those of all files that inject.
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests `make test` may run beside each other.
-
-    Those in tests/host measure, and run `alone`. Of the others whoever starts injectors on this machine judges what is
-    on all of it (the residue audit does), so there is one of them at a time: xdist runs a group in one process.
+    Whoever starts injectors on this machine judges what is on all of it, as the residue audit does. The groups of xdist
+    3.8 would say it better, but pytest 9 does not let it write them into the names of tests.
     """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "this machine" if _injects(self.config.rootpath / file) else file
+
+
+@functools.cache
+def _injects(file: Path) -> bool:
+    return file.parent.name == "contract" or "pytest.mark.injects" in file.read_text(encoding="utf-8")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
+    """How `make test` spreads what may run beside each other."""
+    return _ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a host measure, so nothing may run beside them."""
     for item in items:
-        folder, module = item.path.parent.name, item.path.stem
-        if folder == "host":
+        if item.path.parent.name == "host":
             item.add_marker(pytest.mark.alone)
-        on_this_machine = folder in _THIS_MACHINE or item.get_closest_marker("injects")
-        item.add_marker(pytest.mark.xdist_group("this machine" if on_this_machine else module))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ the kernel's processes.
 
 import asyncio
 import random
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from brownout_controller.running.machine import fault_id
 from tests.support.fleets import agent, controller, injector, joined
 from tests.support.injectors import holders
 from tests.support.polling import wait_until
+from tests.support.services import free_port
 
 FAULT, HOST = "busy", "app-1"
 RUN_S = 5.5
@@ -56,7 +56,7 @@ async def die(folder: Path, deaths: int, seed: int) -> Deaths:
     """Kill a controller `deaths` times, each at another instant of a run."""
     chance, found = random.Random(seed), Deaths()
     (folder / "experiment.yaml").write_text(_EXPERIMENT)
-    port = _free_port()
+    port = free_port()
     async with controller(folder / "data", port) as serving:
         await joined(serving, folder / HOST, HOST)
     door = folder / "injector.sock"
@@ -121,16 +121,3 @@ def _events(folder: Path, number: int) -> list[tuple[int, int, str]]:
     with closing(sqlite3.connect(folder / "data/brownout.db", timeout=10)) as connection:
         rows = connection.execute("SELECT position, at_ns, kind FROM run_event WHERE run_number = ?", [number])
         return [(position, at_ns, kind) for position, at_ns, kind in rows]
-
-
-def _free_port() -> int:
-    """Two free ones side by side: the next is for enrolment."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port

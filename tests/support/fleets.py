@@ -14,6 +14,8 @@ from brownout_controller.fleet.authority import AGENT_LIFE, Authority
 from brownout_controller.serving import Controller, serve_fleet
 from brownout_controller.store.store import Store
 
+from tests.support.services import free_port
+
 BIN = Path(sys.executable).parent
 
 
@@ -40,7 +42,7 @@ async def controller(
     store = Store(folder)
     try:
         authority = Authority(folder / "authority", agent_life)
-        async with serve_fleet(store, authority, "127.0.0.1", port, auditor=auditor) as serving:
+        async with serve_fleet(store, authority, "127.0.0.1", port or free_port(), auditor=auditor) as serving:
             yield serving
     finally:
         store.close()

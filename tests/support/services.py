@@ -6,6 +6,7 @@ Where the tests run as root, the services run as `nobody`.
 import contextlib
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -31,10 +32,18 @@ def wait_until(condition: Callable[[], object], what: str, within_s: float = STA
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nobody listened on a moment ago."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that is free, as the next one is (a controller takes two).
+
+    It is none that the kernel gives out by itself, so that nobody has it when whoever listens there starts again.
+    """
+    lowest_given_out = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    while True:
+        port = random.randrange(10_000, lowest_given_out - 1)
+        with contextlib.suppress(OSError), socket.socket(family) as one, socket.socket(family) as next_one:
+            one.bind((host, port))
+            next_one.bind((host, port + 1))
+            return port
 
 
 def listens(port: int, host: str = "127.0.0.1") -> bool:
