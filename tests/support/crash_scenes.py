@@ -20,7 +20,7 @@ from brownout_agent.injector.journal import FINISHED, Contents, decode
 from brownout_agent.kernel.processes import all_pids, key_of, wait_dead
 from brownout_protos.v1 import fault_pb2, injector_pb2
 
-from tests.support.crash_points import CALLER, REAP, START, WATCHDOG, Label, Point, Trace
+from tests.support.crash_points import CALLER, INJECTOR, REAP, START, WATCHDOG, Label, Point, Trace
 from tests.support.undo_sequences import Host
 
 KINDS = (
@@ -126,6 +126,8 @@ async def _see_ended(host: Host, seen: Trace, point: Point, before: Shown, playi
         if point.whom == CALLER:
             await playing
         await _cancel(playing)
+        if point.whom == INJECTOR:  # who follows a process is told of its death before its parent is
+            await host.injector.wait()
         seen.order("", None)  # those that come now are not to be killed
         if point.scene in {START, REAP}:  # whoever was to undo is dead: the next one does
             await _have_injector(host)
@@ -134,7 +136,7 @@ async def _see_ended(host: Host, seen: Trace, point: Point, before: Shown, playi
         return f"it did not come to its end: {type(error).__name__} {error} {host.words}"
 
 
-async def _cancel(task: "asyncio.Task[None]") -> None:
+async def _cancel(task: "asyncio.Task[Any]") -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
@@ -172,8 +174,7 @@ async def _live(host: Host, kind: str, seen: Trace) -> None:
     (fault_id,) = await _begin(host, [kind])
     for _ in range(2):
         host.client.send(renew=fault_pb2.RenewLease())
-    async with asyncio.timeout(STEP_WITHIN_S):
-        await _until_extended_or_killed(seen)
+    await _until_extended_or_killed(host, seen)
     host.client.send(stop=fault_pb2.Stop(fault_id=fault_id, reason="enough"))
     await _hear(host, lambda: host.states[fault_id] == fault_pb2.CLEAN)
 
@@ -189,14 +190,18 @@ async def _hear(host: Host, enough: Callable[[], bool]) -> None:
     raise AssertionError(f"it stays at {states}: {[host.words.get(fault_id) for fault_id in host.states]}")
 
 
-async def _until_extended_or_killed(seen: Trace) -> None:
-    extended = seen.until(lambda said: said.count(("holder", "timer_settime", "")) >= _EXTENSIONS)
-    tasks = {asyncio.create_task(extended), asyncio.create_task(seen.killed.wait())}
+async def _until_extended_or_killed(host: Host, seen: Trace) -> None:
+    over = {fault_pb2.CLEAN, fault_pb2.RESIDUE}
+    enough = seen.until(lambda said: said.count(("holder", "timer_settime", "")) >= _EXTENSIONS)
+    extended, killed = asyncio.create_task(enough), asyncio.create_task(seen.killed.wait())
+    # Who reads answers for the agent as well, or no network fault would stand its trial.
+    ended = asyncio.create_task(_hear(host, lambda: over.issuperset(host.states.values())))
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({extended, killed, ended}, return_when=asyncio.FIRST_COMPLETED)
+        assert extended.done() or killed.done(), f"it was not extended: {host.words}"
     finally:
-        for task in tasks:
-            task.cancel()
+        for task in (extended, killed, ended):
+            await _cancel(task)
 
 
 async def _begin(host: Host, kinds: Iterable[str]) -> list[str]:

@@ -116,7 +116,7 @@ class Tracer:
             except ChildProcessError:
                 return
             if os.WIFSTOPPED(status):
-                with suppress(ProcessLookupError):  # killed meanwhile
+                with suppress(ProcessLookupError, FileNotFoundError):  # killed meanwhile, and gone from /proc
                     self._resume(tid, os.WSTOPSIG(status), status >> 16)
 
     def _resume(self, tid: int, number: int, event: int) -> None:
@@ -177,8 +177,10 @@ class Tracer:
                 pid = _tgid(tid)
             case "injector":
                 pid = self.injector
-            case whom:
-                pid = next(pid for pid, role in self.roles.items() if role == whom and _command(pid))
+            case whom:  # not there any more if it died by itself just now
+                pid = next((pid for pid, role in self.roles.items() if role == whom and _command(pid)), 0)
+        if not pid:
+            return
         os.kill(pid, signal.SIGKILL)
         self._say("killed", pid)
 

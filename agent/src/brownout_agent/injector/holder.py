@@ -76,7 +76,9 @@ class Holder:
     def __init__(self, process: "subprocess.Popen[bytes]", key: ProcessKey) -> None:
         self._process = process
         self._children: tuple[ProcessKey, ...] = ()
-        self._death = in_thread(partial(_see_die, process))
+        # A number that one thread writes to while another closes it may be another file's by then.
+        self._writing = threading.Lock()
+        self._death = in_thread(partial(_see_die, process, self._writing))
         self.key = key
 
     @classmethod
@@ -120,7 +122,7 @@ class Holder:
         }
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
-                line = await asyncio.wrap_future(in_thread(partial(_ask, self._process, order)))
+                line = await asyncio.wrap_future(in_thread(partial(_ask, self._process, self._writing, order)))
         except TimeoutError:
             await self.end()
             raise HolderFailed(f"the fault was not in effect after {READY_TIMEOUT_S:g} s") from None
@@ -142,7 +144,7 @@ class Holder:
     def extend(self, until_ns: int) -> None:
         """Let the kernel's timer be for then (CLOCK_BOOTTIME). One that is dead or does not read is left to its end."""
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError, ValueError):  # it died just now; its pipe is closed
+        with self._writing, suppress(BrokenPipeError, ValueError):  # it died just now; its pipe is closed
             self._process.stdin.write(b"%d\n" % until_ns)
 
     @property
@@ -169,16 +171,17 @@ class Holder:
         return left
 
 
-def _ask(process: "subprocess.Popen[bytes]", order: dict[str, Any]) -> bytes:
+def _ask(process: "subprocess.Popen[bytes]", writing: threading.Lock, order: dict[str, Any]) -> bytes:
     """Give the order, and read one line; empty when there will be none."""
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(json.dumps(order).encode() + b"\n")
-    os.set_blocking(process.stdin.fileno(), False)  # no extension may wait for a holder that does not read
+    with writing:
+        process.stdin.write(json.dumps(order).encode() + b"\n")
+        os.set_blocking(process.stdin.fileno(), False)  # no extension may wait for a holder that does not read
     return process.stdout.readline(_READY_BYTES_MAX)
 
 
-def _see_die(process: "subprocess.Popen[bytes]") -> _Death:
+def _see_die(process: "subprocess.Popen[bytes]", writing: threading.Lock) -> _Death:
     """Wait for the process's end and close its pipes, without waiting for others that may keep them open."""
     assert process.stderr is not None
     code = process.wait()
@@ -187,9 +190,10 @@ def _see_die(process: "subprocess.Popen[bytes]") -> _Death:
     raw = b""
     while chunk := process.stderr.read(_STDERR_KEPT):
         raw = (raw + chunk)[-_STDERR_KEPT:]
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        if pipe is not None:
-            pipe.close()
+    with writing:
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
     words = raw.decode(errors="replace").strip()
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return _Death(at_ns, code, f"{words} ({how})" if words else f"the holder ended with {how}")
