@@ -97,6 +97,10 @@ async def strike(host: Host, seen: Trace, point: Point, before: Shown) -> tuple[
         struck_s = time.monotonic()
         labels = _of_scene(point.scene, seen.labels)
         trouble = await _see_ended(host, seen, point, before, playing) if is_reached else ""
+        if not is_reached:  # it may come to the point yet
+            with suppress(ProcessLookupError):
+                host.injector.kill()
+            await host.injector.wait()
     finally:
         await _cancel(playing)
     clean_s = time.monotonic() - struck_s

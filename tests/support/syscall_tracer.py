@@ -100,7 +100,7 @@ class Tracer:
     folder: str
     said: int
     """The pipe."""
-    order_ns: int = 0
+    order: str = ""
     scene: str = ""
     point: tuple[object, ...] | None = None
     roles: dict[int, str] = field(default_factory=dict)
@@ -157,12 +157,11 @@ class Tracer:
 
     def _hear_order(self) -> None:
         with suppress(FileNotFoundError):
-            path = f"{self.folder}/order"
-            changed_ns = Path(path).stat().st_mtime_ns
-            if changed_ns != self.order_ns:
-                with open(path) as file:
-                    order = json.load(file)
-                self.order_ns, self.scene = changed_ns, order["scene"]
+            with open(f"{self.folder}/order") as file:
+                text = file.read()
+            if text != self.order:
+                order = json.loads(text)
+                self.order, self.scene = text, order["scene"]
                 self.point = None if order["point"] is None else tuple(order["point"])
                 self.counts.clear()
                 self.awaited.clear()
