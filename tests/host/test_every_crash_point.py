@@ -1,4 +1,4 @@
-"""At calls that change something, chosen by a seed from every scene, somebody is killed.
+"""Each call that changes something is one that was killed at, by docs/crash-points.md; at one of them we kill again.
 
 `make bench-crash-points` kills at all of them and writes that page.
 """
@@ -17,6 +17,7 @@ from brownout_agent.kernel import own_groups
 from brownout_agent.kernel.cgroups import PREFIX
 
 from tests.support.crash_points import points_of, traced_host
+from tests.support.crash_points_document import missing
 from tests.support.crash_scenes import SCENES, look, strike, trace
 from tests.support.janitor import GROUP
 from tests.support.polling import wait_until
@@ -28,13 +29,16 @@ pytestmark = [
     pytest.mark.skipif(platform.machine() != "x86_64", reason="knows the numbers of system calls on x86-64 only"),
 ]
 ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/crash-points.md"
 TRIES = 5
 BEGUN_WITHIN_S = 120.0
 GONE_WITHIN_S = 20.0
 
 
 @pytest.mark.parametrize("scene", SCENES)
-def test_what_is_killed_at_any_call_that_changes_something_is_recorded_and_undone(tmp_path: Path, scene: str) -> None:
+def test_every_call_of_a_scene_was_struck_and_one_struck_again_is_recorded_and_undone(
+    tmp_path: Path, scene: str
+) -> None:
     seed = int(os.environ.get("BROWNOUT_SEED", random.SystemRandom().getrandbits(32)))
     print(f"BROWNOUT_SEED={seed}")
 
@@ -42,6 +46,8 @@ def test_what_is_killed_at_any_call_that_changes_something_is_recorded_and_undon
         async with traced_host(tmp_path) as (host, seen):
             before = await look(host)
             labels = await trace(host, seen, scene)
+            never = missing(scene, labels, PAGE.read_text())
+            assert not never, f"nobody was ever killed at {never}; next: make bench-crash-points"
             points = random.Random(seed).sample(points_of(scene, labels), TRIES)
             for point in points:
                 outcome, _ = await strike(host, seen, point, before)

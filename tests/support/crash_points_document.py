@@ -23,7 +23,8 @@ the kernel is read by `tc`, `nft`, /proc and statvfs:
 
 - whatever differs from before must have its **record** in the journal at the moment of death, not marked clean,
 - everything must be **as before** and the journal finished, by the watchdog or the living injector alone; in `start`
-  and `reap`, where the one that was to undo is itself killed, by the next start.
+  and `reap`, where the one that was to undo is itself killed, by the next start. (Their SIGKILLs for holders are left
+  out: they come only if a holder of the dead injector is dying yet. In the faults' lives they are struck.)
 
 `make test` plays every scene once, fails when it hears a call that is not in the table below, and strikes at random.
 

@@ -146,8 +146,10 @@ async def _cancel(task: "asyncio.Task[Any]") -> None:
 
 
 def _of_scene(scene: str, labels: list[Label]) -> list[Label]:
-    """Without what an injector and its holders did while they were dying."""
-    return [label for label in labels if scene != REAP or label[0] in {WATCHDOG, "starter", "child"}]
+    """Without what an injector and its holders did while they were dying, and what is done if they are not dead yet."""
+    if scene == REAP:
+        labels = [label for label in labels if label[0] in {WATCHDOG, "starter", "child"}]
+    return [label for label in labels if scene in KINDS or label[1] != "pidfd_send_signal"]
 
 
 # ---- scenes ----------------------------------------------------------------------------------------------------------
@@ -169,6 +171,8 @@ async def _play(host: Host, seen: Trace, scene: str, point: Point | None) -> Non
             await host.injector.wait()
             await _until_finished(host)
         case kind:
+            host.client.send(inspect=injector_pb2.Inspect())  # its socket lets us in before its last calls
+            await host.client.until(lambda message: message.HasField("inspection"))
             seen.order(name, point)
             await _live(host, kind, seen)
 
