@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from brownout_agent.fingerprint import Fingerprint, Section, from_wire
 from brownout_agent.injector.fingerprint import take_fingerprint
 from brownout_agent.kernel.cgroups import group_folders
 from brownout_agent.kernel.netfilter import is_there, parse_ruleset
+from brownout_agent.kernel.process_states import unnamed_files
 from brownout_agent.kernel.ptrace import stop
 from brownout_controller.analysis.residue import find_residue
 from brownout_controller.record import HostResidue, ResidueState
@@ -238,6 +240,20 @@ def test_an_orphaned_holder_and_the_file_without_a_name_that_it_keeps_are_residu
         assert any(line.startswith(f"+ unnamed_files: {who}: {2**20} bytes on device") for line in found.left)
 
     on_host(tmp_path, told)
+
+
+def test_the_output_that_an_injector_was_started_with_is_none_of_its_files(tmp_path: Path) -> None:
+    with tempfile.TemporaryFile(dir=tmp_path) as output, tempfile.TemporaryFile(dir=tmp_path) as opened:
+        for file in (output, opened):
+            file.write(b"x")
+            file.flush()
+        keeping = subprocess.Popen(["sleep", "60"], stdout=output, pass_fds=[opened.fileno()])
+        try:
+            (only,) = unnamed_files(keeping.pid)
+        finally:
+            keeping.kill()
+            keeping.wait()
+        assert only.startswith(f"{os.fstat(opened.fileno()).st_blocks * 512} bytes on device ")
 
 
 @pytest.mark.parametrize("users", [("--reuid=65533",), ("--ruid=65533",)], ids=["a user's own", "set-user-id root"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from brownout_agent.kernel.processes import PROC, all_pids, read_stat
 
 _GONE = (FileNotFoundError, ProcessLookupError)
+_STANDARD_STREAMS = range(3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,9 @@ def shares_our_network(pid: int) -> bool:
 
 
 def unnamed_files(pid: int) -> list[str]:
-    """`SIZE bytes on DEVICE` for each regular file without a name that a process has open; none when it is gone.
+    """`SIZE bytes on DEVICE` for each regular file without a name that a process has opened; none when it is gone.
+
+    Where it was given its input and output is left out: that is its starter's, and another one after a restart.
 
     Raises:
         PermissionError: another user's process.
@@ -80,6 +83,8 @@ def unnamed_files(pid: int) -> list[str]:
             try:
                 status = entry.stat()
             except _GONE:
+                continue
+            if int(entry.name) in _STANDARD_STREAMS:
                 continue
             # A memfd has no name either, and takes no room on any disk.
             if status.st_nlink == 0 and stat.S_ISREG(status.st_mode) and not _is_memory(entry.path):
