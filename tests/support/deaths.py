@@ -80,9 +80,14 @@ class Column:
     bound_s: float
     on_uml: bool = False
 
+    @property
+    def restart_s(self) -> float:
+        """What the start of a program may take on top. A user-mode Linux host has one slow core: 5 times as long."""
+        return RESTART_S * (5 if self.on_uml else 1)
+
     def bound_of(self, fault: FaultCase, bound_s: float) -> float:
         """The column's bound, or what a trial made of it; where a program is started again, its start comes on top."""
-        return bound_s + (RESTART_S if fault.seen is Seen.MISSING else 0.0)
+        return bound_s + (self.restart_s if fault.seen is Seen.MISSING else 0.0)
 
     @property
     def faults(self) -> tuple[FaultCase, ...]:

@@ -36,7 +36,7 @@ counts as 0 and is left out of the percentiles. Looks are 50 ms apart, 100 ms in
 - **power cut**: a user-mode Linux host ends at one stroke (`cgroup.kill`) and boots again from its disk. Its time is
   from the cut to the end of the boot reap, and the bound is the moment at which its agent takes orders.
 - **clock**: the wall clock of a user-mode Linux host is stepped; faults must end when their time is up. These hosts
-  have one slow core, so their bound is 5 s.
+  have one slow core, so their bound is 5 s, and 15 s more for the start of a program.
 
 User-mode Linux has no nftables for IP, so the two network faults have no cells under *power cut* and *clock*. Their
 rules are the kernel's and end with it. That the kernel ends a timed rule with no process alive is shown on a host under

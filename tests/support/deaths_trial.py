@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from tests.support.deaths import FAULT_S, RESTART_S, Column, FaultCase, Outcome, Phase
+from tests.support.deaths import FAULT_S, Column, FaultCase, Outcome, Phase
 from tests.support.deaths_controller import ControllerLink
 
 UP_WITHIN_S = 40.0
@@ -163,7 +163,7 @@ async def trial(
             return _outcomes(scene, seed, censored=str(error))
         gone = {kind: _gone_after_s(scene, kind, second) for kind, second in since.items()}
         early = _early(scene, since)
-        left = await _leftovers(scene, free_before, max(since.values()) + scene.bound_s + RESTART_S)
+        left = await _leftovers(scene, free_before, max(since.values()) + scene.bound_s + scene.column.restart_s)
     outcomes = _outcomes(scene, seed, gone=gone, was_there=was_there, left=early + left)
     return [replace(one, censored=_blind(scene, one, since[one.fault])) for one in outcomes]
 
@@ -206,7 +206,7 @@ async def _watch_end(scene: Scene, since: Since) -> None:
     begun_s = time.monotonic()
     await scene.until(
         lambda: time.monotonic() - max(scene.busy_s, begun_s) > QUIET_S,
-        max(QUIET_S, max(since.values()) + scene.bound_s + RESTART_S + GRACE_S - begun_s),
+        max(QUIET_S, max(since.values()) + scene.bound_s + scene.column.restart_s + GRACE_S - begun_s),
     )
     over_s = time.monotonic()
     if not await scene.until(lambda: scene.looked_s > over_s, _LOOKED_WITHIN_S):

@@ -144,8 +144,13 @@ class Holder:
     def extend(self, until_ns: int) -> None:
         """Let the kernel's timer be for then (CLOCK_BOOTTIME). One that is dead or does not read is left to its end."""
         assert self._process.stdin is not None
-        with self._writing, suppress(BrokenPipeError, ValueError):  # it died just now; its pipe is closed
-            self._process.stdin.write(b"%d\n" % until_ns)
+        if not self._writing.acquire(blocking=False):
+            return  # its order is being written, or its pipe closed: the event loop waits for neither
+        try:
+            with suppress(BrokenPipeError, ValueError):  # it died just now; its pipe is closed
+                self._process.stdin.write(b"%d\n" % until_ns)
+        finally:
+            self._writing.release()
 
     @property
     def keys(self) -> tuple[ProcessKey, ...]:
