@@ -44,6 +44,7 @@ def document(strikes: Strikes, left: Sequence[Point]) -> str:
     lines = [
         f"**{len(reached)} of {points} points struck: {share:.{1 if left else 0}f} %;",
         f"{sum(bool(outcome.trouble) for outcome in reached.values())} with something on without a record, or left.**",
+        *([f"Not well when struck first, and named below: {len(bad)}."] if bad else []),
         f"Clean after {seconds[len(seconds) // 2]:.1f} s in the median and {seconds[-1]:.1f} s at most:",
         "an undo that was itself killed is tried again after 10 s, and many hosts shared the machine.",
         f"On Linux {platform.release()}; of the trees of control groups only those in which we make groups were there.",
