@@ -60,15 +60,18 @@ def test_a_prober_without_descriptors_did_not_ask() -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         # The limit bounds the number of the next descriptor, so every number below it has to be taken.
         limit = max(open_descriptors()) + 1
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-        fillers = [os.open("/dev/null", os.O_RDONLY) for _ in range(limit - len(open_descriptors()))]
+        fillers: list[int] = []
         try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            with pytest.raises(OSError, match="Too many open files"):
+                while True:
+                    fillers.append(os.open("/dev/null", os.O_RDONLY))
             with pytest.raises(NotAskedError, match="Too many open files"):
                 await TcpProbe("127.0.0.1:9").ask()
         finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             for filler in fillers:
                 os.close(filler)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
     asyncio.run(ask_without_descriptors())
 
