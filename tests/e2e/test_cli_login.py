@@ -125,6 +125,12 @@ def test_a_login_by_the_browser_lets_commands_in_until_logout(api: ApiServer, ma
     assert "brownout login" in brownout(api, "whoami").stderr
     assert brownout(api, "logout").exit_code == REFUSED
 
+    file.write_text(text)
+    file.chmod(0o600)
+    over = brownout(api, "logout")
+    assert (over.exit_code, "had ended before" in over.stderr) == (DONE, True)
+    assert not file.exists()
+
 
 def test_what_else_knocks_at_the_port_changes_nothing(api: ApiServer, mary: Person) -> None:
     port = free_port()

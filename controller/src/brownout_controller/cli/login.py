@@ -23,6 +23,7 @@ WITHIN_S = 300.0
 _CODE = re.compile(r"[A-Za-z0-9_-]{43}")
 _ARRIVED = b"The command line has it now. You can close this page.\n"
 _PEER_TIMEOUT_S = 10.0
+_UNAUTHORIZED = 401
 
 
 def login(
@@ -61,9 +62,10 @@ def logout() -> None:
         fail(ExitCode.REFUSED, "no-login", f"nobody is logged in at {server.url} by `brownout login`")
     token = remote.read_token(file)
     with remote.connect(server, token=token) as api:
-        api.request("DELETE", f"/tokens/{token.split('_')[1]}")
+        answer = api.request("DELETE", f"/tokens/{token.split('_')[1]}", expected=_UNAUTHORIZED)
     file.unlink()
-    typer.echo(f"Logged out of {server.url}.", err=True)
+    was_over = " The login had ended before." if answer.status_code == _UNAUTHORIZED else ""
+    typer.echo(f"Logged out of {server.url}.{was_over}", err=True)
 
 
 def keep(file: Path, token: str) -> None:
