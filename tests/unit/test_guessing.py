@@ -29,6 +29,17 @@ def test_thirty_guesses_a_minute_are_free_for_an_address_and_ten_for_an_account(
     assert guesses.wait_s("10.0.0.1", "bob") == 60.0, "another account from the same address waits as well"
 
 
+def test_all_of_an_ipv6_64_is_one_guesser_and_a_mapped_address_is_its_ipv4_one(clock: SimpleNamespace) -> None:
+    guesses = Guesses()
+    for number in range(30):
+        guesses.wrong(f"2001:db8:1:2:{number:x}::7", "")
+        guesses.wrong(f"{'::ffff:' if number % 2 else ''}10.0.0.1", "")
+    assert guesses.wait_s("2001:db8:1:2:ffff::1", "") == 60.0
+    assert guesses.wait_s("2001:db8:1:3::1", "") == 0.0
+    assert guesses.wait_s("::ffff:10.0.0.1", "") == guesses.wait_s("10.0.0.1", "") == 60.0
+    assert guesses.wait_s("10.0.0.2", "") == guesses.wait_s("::1", "") == 0.0
+
+
 def test_the_wait_ends_a_minute_after_the_oldest_guess_that_counts(clock: SimpleNamespace) -> None:
     guesses = Guesses()
     for _ in range(11):

@@ -1,5 +1,6 @@
 """Who guesses at tokens is slowed down: by address, and by account."""
 
+import ipaddress
 import time
 from collections import OrderedDict, deque
 from threading import Lock
@@ -20,12 +21,13 @@ class Guesses:
     def wait_s(self, origin: str, account: str) -> float:
         """How many seconds nothing from this address, or for this account, is looked at; 0 when it is."""
         with self._lock:
-            return max(self._left_s(f"origin {origin}", PER_ORIGIN), self._left_s(f"account {account}", PER_ACCOUNT))
+            by_origin = self._left_s(f"origin {_one_host(origin)}", PER_ORIGIN)
+            return max(by_origin, self._left_s(f"account {account}", PER_ACCOUNT))
 
     def wrong(self, origin: str, account: str) -> None:
         """A token was wrong; its account is "" where it named none."""
         with self._lock:
-            self._note(f"origin {origin}", PER_ORIGIN)
+            self._note(f"origin {_one_host(origin)}", PER_ORIGIN)
             if account:
                 self._note(f"account {account}", PER_ACCOUNT)
 
@@ -40,3 +42,14 @@ class Guesses:
         if times is None or len(times) < most:
             return 0.0
         return max(0.0, times[0] + WINDOW_S - time.monotonic())
+
+
+def _one_host(origin: str) -> str:
+    """What one host can speak from: its IPv4 address, or any of an IPv6 /64 (RFC 4291, 2.5.4)."""
+    try:
+        address = ipaddress.ip_address(origin)
+    except ValueError:
+        return origin
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    return str(address.ipv4_mapped or ipaddress.IPv6Network((int(address), 64), strict=False))
