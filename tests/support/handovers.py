@@ -15,11 +15,13 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from brownout_protos.v1 import fault_pb2, injector_pb2
 
 from tests.support.injectors import ACCEPTED, REFUSED, Client, connect, injector
 
 AGENT_ID = "the-host"
+_UNDO_TIMEOUT_S = 30.0
 
 
 @dataclass
@@ -50,7 +52,14 @@ async def hand_over(url: str, folder: Path, times: int, restart_every: int, seed
                 client.writer.close()
                 process.kill()
             left -= turns
+    _, busy = psutil.wait_procs(_watchdogs(folder), timeout=_UNDO_TIMEOUT_S)
+    assert not busy, f"the dead injector's watchdog is still at work: {busy}"
     return found
+
+
+def _watchdogs(folder: Path) -> list[psutil.Process]:
+    """Those of dead injectors: they undo in the folder, which goes only when they are done."""
+    return [one for one in psutil.process_iter(["cmdline"]) if str(folder / "state") in (one.info["cmdline"] or ())]
 
 
 async def _once(
