@@ -42,8 +42,7 @@ bench: .venv/.development
 	@for bench in $(BENCHES); do $(BIN)/python -m tests.bench.$$bench || exit; done
 
 bench-no-shell: .venv/.development
-	@$(PYTHON) tools/packages.py test
-	@$(BIN)/python tools/no_shell.py --trace $(BIN)/pytest -q -p no:cacheprovider --deselect tests/e2e/test_no_shell.py
+	@$(BIN)/python tools/no_shell.py --watch $(MAKE) test
 
 bench-death-matrix: .venv/.development
 	@$(PYTHON) tools/packages.py bench

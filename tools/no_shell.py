@@ -1,11 +1,12 @@
 """No shell anywhere: neither in what we wrote, nor in what runs.
 
 .venv/bin/python tools/no_shell.py                    looks through the code of the three distributions and the units
-.venv/bin/python tools/no_shell.py --trace COMMAND..  runs a command under strace(1), like `.venv/bin/pytest`, and names
-                                                      every shell that a program of ours executed
+.venv/bin/python tools/no_shell.py --watch COMMAND..  runs a command as root, like `make test`, and names every shell
+                                                      that a program of this environment executed (exec_watch.py)
 
 "Ours" goes by lineage: a process runs the program that it, or the process that forked it, executed last. A shell that
-HAProxy or initdb starts is theirs, however they themselves were started.
+HAProxy or initdb starts is theirs, however they themselves were started. A single run is looked at more closely by
+strace(1), in the tests: `trace`.
 """
 
 import ast
@@ -161,17 +162,20 @@ def trace(argv: list[str]) -> tuple[int, list[Execution]]:
 
 
 def main() -> None:
-    """Check, or trace; exit code 1 when a shell was found."""
-    if sys.argv[1:2] == ["--trace"]:
-        code, executions = trace(sys.argv[2:])
-        found = [f"{' '.join(one.program)}\n    executed by {' '.join(one.by)}" for one in shells_of_ours(executions)]
-        ours = sum(is_ours(one.by) for one in executions)
-        summary = f"exit code {code}; {len(executions)} programs executed, {ours} of them by ours; {len(found)} shells"
-        sys.stdout.write(f"{summary}\n")
+    """Check, or watch; exit code 1 when a shell was found, or the command's own."""
+    code = 0
+    if sys.argv[1:2] == ["--watch"]:
+        import exec_watch  # noqa: PLC0415 - it stands beside this program, not where the tests import from
+
+        code, executions = exec_watch.watch(sys.argv[2:])
+        by_ours = [(file, by) for file, by in executions if (ROOT / by).parent == Path(sys.executable).parent]
+        found = [f"{file}\n    executed by {by}" for file, by in by_ours if is_shell((file,))]
+        summary = f"exit code {code}; {len(executions)} programs executed, {len(by_ours)} of them by ours"
+        sys.stdout.write(f"{summary}; {len(found)} shells\n")
     else:
         found = list(_written())
     sys.stdout.writelines(f"{line}\n" for line in found)
-    raise SystemExit(1 if found else 0)
+    raise SystemExit(1 if found else code)
 
 
 if __name__ == "__main__":
