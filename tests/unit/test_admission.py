@@ -1,6 +1,7 @@
 """What is read of an order, and whether it is taken on: every limit to its number, nothing noted before it passes."""
 
 import asyncio
+import errno
 import json
 import math
 import threading
@@ -72,6 +73,7 @@ def test_an_order_is_read_field_by_field_in_seconds() -> None:
 
 def test_an_order_without_an_epoch_has_the_lowest() -> None:
     assert ORDER.epoch == fault_pb2.Inject().epoch == 0
+    assert ORDER.agent_id == fault_pb2.Inject().agent_id == ""
 
 
 def test_an_order_for_another_agent_is_refused_by_both_names() -> None:
@@ -175,6 +177,30 @@ def test_a_ledger_that_cannot_be_read_refuses_orders_and_owners(tmp_path: Path) 
     assert asked.is_owner(2**63) is False
     with pytest.raises(Refusal, match="cannot be kept"):
         asked.take(ORDER)
+
+
+def test_an_owner_that_changed_since_the_check_is_refused(tmp_path: Path) -> None:
+    asked = admission(tmp_path)
+    asked.take(replace(ORDER, epoch=6))
+    with pytest.raises(Refusal, match="epoch 5 is older than 6"):
+        asked.take(replace(ORDER, epoch=5))
+
+
+def test_what_is_obeyed_stands_in_the_hosts_own_copy_or_is_not_obeyed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[dict[str, str]] = []
+    monkeypatch.setattr(HostLog, "keep", lambda _, **record: kept.append(record))
+    admission(tmp_path).take(ORDER)
+    assert [(one["subject"], one["outcome"]) for one in kept] == [(ORDER.fault_id, "obeyed")]
+
+    def refuse(*_: object, **__: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(HostLog, "keep", refuse)
+    with pytest.raises(Refusal, match=r"own copy of the order cannot be kept.*No space left") as caught:
+        admission(tmp_path).take(ORDER)
+    assert caught.value.remedy == "make room"
 
 
 def test_what_runs_was_begun_and_has_just_ended_meets_the_policy(tmp_path: Path) -> None:

@@ -58,3 +58,14 @@ def test_room_is_set_aside_behind_the_end_of_a_file_that_does_not_grow_by_it(tmp
             assert reserve(nothing.fileno(), 0, 2**20) is False
     finally:
         os.close(file)
+
+
+def test_room_is_set_aside_beyond_four_gib_as_well(tmp_path: Path) -> None:
+    file = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        assert reserve(file, 0, 2**20)
+        first = os.fstat(file).st_blocks
+        assert reserve(file, 2**33, 2**20)
+        assert os.fstat(file).st_blocks - first >= first - 8, "not the same room once more"
+    finally:
+        os.close(file)

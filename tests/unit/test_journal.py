@@ -35,6 +35,10 @@ def test_a_record_outlives_its_writer_with_everything_that_undo_needs(tmp_path: 
     assert entry.boot_id == boot_id()
 
 
+def test_it_says_which_state_directory_it_stands_for(tmp_path: Path) -> None:
+    assert Journal(tmp_path / "state").folder == tmp_path / "state"
+
+
 def test_a_clean_fault_is_no_longer_unfinished_but_its_id_stays_known(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.record(ONE)

@@ -37,6 +37,7 @@ def test_epochs_begin_anew_for_an_agent_that_joined_anew_and_a_days_faults_do_no
     Ledger(tmp_path).take(900, NOW_NS, 5, "before")
     with pytest.raises(EpochRefused):
         Ledger(tmp_path).take(1, NOW_NS, 5, "before")
+    Ledger(tmp_path).check_epoch(0, "after")
     Ledger(tmp_path).take(1, NOW_NS, 5, "after")
     assert (Ledger(tmp_path).epoch, Ledger(tmp_path).begun_within_a_day(NOW_NS)) == (1, 2)
 

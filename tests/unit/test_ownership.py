@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -151,6 +152,45 @@ def test_a_host_that_comes_is_ours_by_an_epoch_that_rises_when_it_was_anothers(s
         assert await site.ownership.take(agent_id, 9) == 10, "it goes beyond what the host has seen"
 
     story(told)
+
+
+def test_a_host_that_another_controller_had_meanwhile_is_shown_as_before(site: Site) -> None:
+    async def told() -> None:
+        host = await site.connected()
+        async with site.kept():
+            await until(lambda: site.shown() == {host.agent_id: "app-1"})
+            site.theirs.take(host.agent_id, THEM)
+            host.session = Session(session_of(host).peer, epoch=await site.ownership.take(host.agent_id, 0))
+            await until(lambda: site.shown() == {host.agent_id: "app-1"})
+
+    story(told)
+
+
+def test_a_host_that_is_shown_while_it_is_taken_is_shown_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = site.owners.take
+
+    def take(*order: Any) -> int:
+        enough = site.owners.looks + 3
+        while site.owners.looks < enough:
+            time.sleep(0.005)
+        return real(*order)
+
+    async def told() -> None:
+        host = await site.connected()
+        async with site.kept():
+            await until(lambda: site.shown() == {host.agent_id: "app-1"})
+            monkeypatch.setattr(ownership, "CHALLENGE_S", WITHIN_S)
+            monkeypatch.setattr(site.owners, "take", take)
+            site.theirs.take(host.agent_id, THEM)
+            await site.ownership.take(host.agent_id, 0)
+            await until(lambda: site.shown() == {host.agent_id: "app-1"})
+
+    story(told)
+
+
+def test_where_agents_reach_a_controller_is_not_known_before_it_is_said(site: Site) -> None:
+    fresh = Ownership(site.fleet, site.owners, site.identities, site.ownership._auditor, US, lambda host: host.name)
+    assert (fresh.address, fresh.controllers) == ("", ())
 
 
 def test_a_stream_whose_host_another_controller_took_is_let_go_and_the_others_are_not(site: Site) -> None:

@@ -196,6 +196,7 @@ def test_the_stop_file_has_a_place_by_itself_and_with_a_policy_that_is_broken(tm
             "not the absolute",
         ),
         ("version: 1\nenvironment: staging\nfaults: {disk.io: {allow: true, paths: []}}", "paths"),
+        ('version: 1\nenvironment: staging\nfaults: {"*": {allow: true, paths: [srv]}}', "srv is not the absolute"),
         (
             "version: 1\nenvironment: staging\nfaults: {cpu.load: {allow: true, paths: [/srv]}}",
             "`paths` bounds nothing",

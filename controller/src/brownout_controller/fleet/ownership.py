@@ -59,8 +59,9 @@ class Ownership:
         Raises:
             StoreError: it could not be taken.
         """
-        self._shown.pop(agent_id, None)
-        return await asyncio.to_thread(self._owners.take, agent_id, self._controller_id, seen_epoch)
+        epoch = await asyncio.to_thread(self._owners.take, agent_id, self._controller_id, seen_epoch)
+        self._shown.pop(agent_id, None)  # what stood there went when another controller had the host
+        return epoch
 
     async def run(self, welcome_again: Callable[[], None]) -> None:
         """Keep fleet and database in step until cancelled; `welcome_again` tells every agent of other controllers."""
@@ -112,9 +113,14 @@ class Ownership:
         here = {host.agent_id: self._describe(host) for host in self._fleet.connected}
         changes: dict[str, str | None] = dict.fromkeys(self._shown.keys() - here.keys())
         changes |= {agent_id: text for agent_id, text in here.items() if self._shown.get(agent_id) != text}
-        if changes:
+        if not changes:
+            return
+        before, self._shown = self._shown, here  # at once, so that a host that is taken meanwhile is shown again
+        try:
             await asyncio.to_thread(self._owners.describe, self._controller_id, changes)
-            self._shown = here
+        except StoreError:
+            self._shown = {one: text for one, text in before.items() if one in self._shown or one not in here}
+            raise
 
     async def _learn_controllers(self) -> bool:
         """Whether there are others than before."""
