@@ -22,7 +22,7 @@ from brownout_controller.store.identities import Certified, Identities, Identity
 from brownout_controller.store.owners import Owners
 from brownout_protos.v1 import fault_pb2, fleet_pb2
 
-WITHIN_S = 60.0
+WITHIN_S = 30.0
 US, THEM = "controller-us", "controller-them"
 OUR_ADDRESS, THEIR_ADDRESS = "10.0.0.1:7700", "10.0.0.2:7700"
 LOCKED = "this agent is locked: two live agents use its certificate"
@@ -186,6 +186,40 @@ def test_a_host_that_is_shown_while_it_is_taken_is_shown_again(site: Site, monke
             await until(lambda: site.shown() == {host.agent_id: "app-1"})
 
     story(told)
+
+
+def test_what_could_not_be_shown_is_tried_again_and_nothing_else(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    written: list[dict[str, str | None]] = []
+    taken: list[str] = []
+    real = site.owners.describe
+
+    def describe(controller_id: str, descriptions: dict[str, str | None]) -> None:
+        written.append(descriptions)
+        if len(written) == 2:
+            site.ownership._shown.pop(taken[0])  # as it is when a host is taken at this very moment
+            raise StoreError("the disk is full")
+        real(controller_id, descriptions)
+
+    monkeypatch.setattr(site.owners, "describe", describe)
+
+    async def told() -> None:
+        hosts = [await site.connected(f"app-{number}") for number in range(4)]
+        changed, gone, same, retaken = (host.agent_id for host in hosts)
+        taken.append(retaken)
+        async with site.kept():
+            await until(lambda: len(written) == 1)
+            site.descriptions["app-0"], hosts[1].session = "app-0, busy", None
+            await until(lambda: len(written) == 3)
+            await until(lambda: site.shown() == {changed: "app-0, busy", same: "app-2", retaken: "app-3"})
+            await site.looked()
+        assert written[1:] == [
+            {gone: None, changed: "app-0, busy"}, {gone: None, changed: "app-0, busy", retaken: "app-3"},
+        ]  # fmt: skip
+
+    story(told)
+    assert "whose each host is cannot be read now: the disk is full" in caplog.text
 
 
 def test_where_agents_reach_a_controller_is_not_known_before_it_is_said(site: Site) -> None:

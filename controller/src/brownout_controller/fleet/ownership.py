@@ -111,7 +111,8 @@ class Ownership:
 
     async def _show(self) -> None:
         here = {host.agent_id: self._describe(host) for host in self._fleet.connected}
-        changes: dict[str, str | None] = dict.fromkeys(self._shown.keys() - here.keys())
+        gone = self._shown.keys() - here.keys()
+        changes: dict[str, str | None] = dict.fromkeys(gone)
         changes |= {agent_id: text for agent_id, text in here.items() if self._shown.get(agent_id) != text}
         if not changes:
             return
@@ -119,7 +120,7 @@ class Ownership:
         try:
             await asyncio.to_thread(self._owners.describe, self._controller_id, changes)
         except StoreError:
-            self._shown = {one: text for one, text in before.items() if one in self._shown or one not in here}
+            self._shown = {one: text for one, text in before.items() if one in self._shown or one in gone}
             raise
 
     async def _learn_controllers(self) -> bool:
