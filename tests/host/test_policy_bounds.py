@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from brownout_agent.faults import catalogue
-from brownout_agent.faults.contract import Host, Refusal
+from brownout_agent.faults.contract import Host, Record, Refusal
 from brownout_agent.fingerprint import Section, from_wire
 from brownout_agent.frames import to_value
 from brownout_agent.injector.fingerprint import NOT_LOOKED_AT
@@ -126,18 +126,23 @@ def test_a_folder_that_is_swapped_for_a_link_after_it_was_judged_is_not_worked_i
     async def told() -> None:
         fault = catalogue()[kind]
         host = Host(folders=(str(tmp_path / "allowed"),))
-        facts = fault.prepare(fault.Parameters.model_validate(parameters), host)
+        wanted = fault.Parameters.model_validate(parameters)
+        facts = fault.prepare(wanted, host)
         inside.rename(tmp_path / "allowed/was-mine")
         inside.symlink_to(outside)
-        holder = await Holder.spawn(kind, new_id())
+        fault_id = new_id()
+        holder = await Holder.spawn(kind, fault_id)
         try:
             ends_ns = boottime_ns() + 30 * 10**9
             with pytest.raises(HolderFailed, match="Not a directory"):
                 await holder.go(parameters, facts, 30.0, lease_ends_ns=ends_ns, on_trial=False)
         finally:
             await holder.end()
+        record = Record(fault_id, wanted, facts, 30.0)
+        fault.undo(record)  # no injector does it here, and the holder has entered its control group already
+        assert fault.residue(record) == []
         with pytest.raises(Refusal, match=f"leads to {outside}, which is not below"):
-            fault.prepare(fault.Parameters.model_validate(parameters), host)
+            fault.prepare(wanted, host)
 
     asyncio.run(told())
 

@@ -90,13 +90,17 @@ def _initramfs(kernel: Kernel, root: Path) -> Path:
     (root / "init").chmod(0o755)
     names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
     archive = root.with_suffix(".cpio")
+    cpio = root.with_name("cpio")
+    cpio.symlink_to(busybox)  # which is what it is called; by its own name it could as well be a shell
     with archive.open("wb") as file:
-        subprocess.run(["busybox", "cpio", "-o", "-H", "newc"], input=names.encode(), stdout=file, check=True, cwd=root)
+        subprocess.run([cpio, "-o", "-H", "newc"], input=names.encode(), stdout=file, check=True, cwd=root)
     return archive
 
 
 def _libraries(program: Path) -> list[Path]:
-    listed = subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout
+    """By the dynamic loader, as ldd(1) asks it; that one is a script of a shell's."""
+    asking = {"LD_TRACE_LOADED_OBJECTS": "1"}
+    listed = subprocess.run([program], check=True, capture_output=True, text=True, env=asking).stdout
     return [Path(path) for path in re.findall(r"(/\S+) \(0x", listed)]
 
 
