@@ -23,7 +23,7 @@ from brownout_agent.kernel.nftables import table_names
 from brownout_agent.kernel.processes import is_alive, key_of, read_stat
 from brownout_protos.v1 import fault_pb2
 
-from tests.support.injectors import ACCEPTED, Client, connect, holders, injector, new_id, running
+from tests.support.injectors import ACCEPTED, Client, connect, holders, injector, new_id, running, watchdogs_done
 
 LEASE_S = 5.0
 KERNEL_BOUND_S = LEASE_S + 1.0
@@ -127,6 +127,7 @@ async def everything_allowed(folder: Path) -> AsyncIterator[asyncio.subprocess.P
     (folder / "policy.yaml").write_text(POLICY)
     async with injector(folder, "--policy", str(folder / "policy.yaml"), embedded=False) as serving:
         yield serving
+    await watchdogs_done(folder)  # or it starts a killed victim again when nobody cleans up any more
 
 
 @contextlib.asynccontextmanager

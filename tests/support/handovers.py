@@ -15,13 +15,11 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from brownout_protos.v1 import fault_pb2, injector_pb2
 
-from tests.support.injectors import ACCEPTED, REFUSED, Client, connect, injector
+from tests.support.injectors import ACCEPTED, REFUSED, Client, connect, injector, watchdogs_done
 
 AGENT_ID = "the-host"
-_UNDO_TIMEOUT_S = 30.0
 
 
 @dataclass
@@ -52,14 +50,8 @@ async def hand_over(url: str, folder: Path, times: int, restart_every: int, seed
                 client.writer.close()
                 process.kill()
             left -= turns
-    _, busy = psutil.wait_procs(_watchdogs(folder), timeout=_UNDO_TIMEOUT_S)
-    assert not busy, f"the dead injector's watchdog is still at work: {busy}"
+    await watchdogs_done(folder)
     return found
-
-
-def _watchdogs(folder: Path) -> list[psutil.Process]:
-    """Those of dead injectors: they undo in the folder, which goes only when they are done."""
-    return [one for one in psutil.process_iter(["cmdline"]) if str(folder / "state") in (one.info["cmdline"] or ())]
 
 
 async def _once(

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
+import psutil
 from brownout_agent.frames import frame, read_frame, to_value
 from brownout_agent.kernel.processes import all_pids
 from brownout_protos.v1 import fault_pb2, injector_pb2
@@ -14,6 +15,7 @@ from brownout_protos.v1 import fault_pb2, injector_pb2
 BIN = Path(sys.executable).parent
 UP_WITHIN_S = 40.0
 """On a machine with ten other things to do; what it waits for takes less than a second."""
+_UNDONE_WITHIN_S = 30.0
 ACCEPTED, REFUSED = fault_pb2.OrderReply.ACCEPTED, fault_pb2.OrderReply.REFUSED
 
 
@@ -75,6 +77,14 @@ async def injector(
         if process.returncode is None:
             process.terminate()
         await process.wait()
+
+
+async def watchdogs_done(folder: Path) -> None:
+    """Return when no process works for an injector of this folder any more: a killed one's watchdog undoes for it."""
+    state = str(folder / "state")
+    working = [one for one in psutil.process_iter(["cmdline"]) if state in (one.info["cmdline"] or ())]
+    _, busy = await asyncio.to_thread(psutil.wait_procs, working, timeout=_UNDONE_WITHIN_S)
+    assert not busy, f"still at work: {busy}"
 
 
 clients: list[Client] = []

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -167,12 +168,10 @@ def test_a_host_that_another_controller_had_meanwhile_is_shown_as_before(site: S
 
 
 def test_a_host_that_is_shown_while_it_is_taken_is_shown_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = site.owners.take
+    real, may_go_on = site.owners.take, threading.Event()
 
     def take(*order: Any) -> int:
-        enough = site.owners.looks + 3
-        while site.owners.looks < enough:
-            time.sleep(0.005)
+        assert may_go_on.wait(WITHIN_S)
         return real(*order)
 
     async def told() -> None:
@@ -182,7 +181,10 @@ def test_a_host_that_is_shown_while_it_is_taken_is_shown_again(site: Site, monke
             monkeypatch.setattr(ownership, "CHALLENGE_S", WITHIN_S)
             monkeypatch.setattr(site.owners, "take", take)
             site.theirs.take(host.agent_id, THEM)
-            await site.ownership.take(host.agent_id, 0)
+            taking = asyncio.create_task(site.ownership.take(host.agent_id, 0))
+            await site.looked()
+            may_go_on.set()
+            await taking
             await until(lambda: site.shown() == {host.agent_id: "app-1"})
 
     story(told)
