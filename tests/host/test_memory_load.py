@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Host, Refusal
-from brownout_agent.kernel.processes import is_alive, send_signal
+from brownout_agent.kernel.processes import ProcessKey, is_alive, send_signal
 
 from tests.support.control_groups import limited
 from tests.support.faultbench import Held, held
@@ -20,8 +20,10 @@ from tests.support.polling import wait_until
 
 MIB = 2**20
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="control groups need root")
+# Of the rival and this process, which is large by now, the kernel is to kill the rival if it kills more than the fault.
 TAKE = """
 import mmap, sys
+open("/proc/self/oom_score_adj", "w").write("500")
 memory = mmap.mmap(-1, int(sys.argv[1]), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 for position in range(0, len(memory), mmap.PAGESIZE):
     memory[position] = 1
@@ -30,9 +32,13 @@ sys.stdin.readline()
 """
 
 
+def keeper_of(fault: Held) -> ProcessKey:
+    return ProcessKey.from_json(fault.record.facts["keeper"])
+
+
 def status_bytes(fault: Held, name: str) -> int:
-    """One size of /proc/PID/status of the holder."""
-    lines = Path(f"/proc/{fault.holder.key.pid}/status").read_text().splitlines()
+    """One size of /proc/PID/status of the process that holds the memory."""
+    lines = Path(f"/proc/{keeper_of(fault).pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
@@ -64,10 +70,10 @@ def test_the_size_is_resident_to_the_page_and_gone_with_the_holder() -> None:
             effect = fault.meter.effect()
             assert effect.achieved == effect.lowest == effect.highest == 192 * MIB
             assert effect.proved, effect.explanation
-            assert Path(f"/proc/{fault.holder.key.pid}/oom_score_adj").read_text().strip() == "1000"
+            assert Path(f"/proc/{keeper_of(fault).pid}/oom_score_adj").read_text().strip() == "1000"
             send_signal(fault.holder.key, signal.SIGKILL)
             await fault.holder.died()
-            assert not is_alive(fault.holder.key)
+            wait_until(lambda: not is_alive(keeper_of(fault)), "the memory's process died with its holder")
             fault.meter.sample()
             after = fault.meter.effect()
         assert not after.proved
@@ -114,7 +120,7 @@ def test_it_gives_back_what_others_need_and_takes_it_again_when_they_are_done() 
                 assert "never takes the reserve" in fault.meter.effect().explanation
             wait_until(lambda: status_bytes(fault, "VmRSS") > full - MIB, "it took the memory again")
             assert "locked in RAM" in fault.meter.effect().explanation
-            assert is_alive(fault.holder.key)
+            assert is_alive(keeper_of(fault))
         assert group.exists()
 
     with memory_limited(400 * MIB) as group:
@@ -124,12 +130,15 @@ def test_it_gives_back_what_others_need_and_takes_it_again_when_they_are_done() 
 @pytest.mark.root
 @NEEDS_ROOT
 def test_when_memory_runs_out_the_fault_dies_first_and_the_effect_says_so() -> None:
-    """The holder is stopped, so that it cannot give back in time; the kernel then has to choose a victim."""
+    """Its process is stopped, so that it cannot give back in time; the kernel then has to choose a victim.
+
+    More than once, since the kernel kills another one as well, in some cases, where its victim has two threads.
+    """
 
     async def scenario() -> None:
         async with held("memory.load", size="150MiB", reserve="64MiB") as fault:
             fault.meter.sample()
-            send_signal(fault.holder.key, signal.SIGSTOP)
+            send_signal(keeper_of(fault), signal.SIGSTOP)
             with rival_that_takes(250 * MIB) as rival:
                 words = await asyncio.wait_for(fault.holder.died(), 10)
                 assert rival.poll() is None
@@ -139,8 +148,9 @@ def test_when_memory_runs_out_the_fault_dies_first_and_the_effect_says_so() -> N
         assert not effect.proved
         assert "OOM killer" in effect.explanation
 
-    with memory_limited(350 * MIB):
-        asyncio.run(scenario())
+    for _ in range(5):
+        with memory_limited(350 * MIB):
+            asyncio.run(scenario())
 
 
 @pytest.mark.root

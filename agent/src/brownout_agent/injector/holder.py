@@ -200,8 +200,12 @@ def _see_die(process: "subprocess.Popen[bytes]", writing: threading.Lock) -> _De
             if pipe is not None:
                 pipe.close()
     words = raw.decode(errors="replace").strip()
-    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    how = _how_ended(code)
     return _Death(at_ns, code, f"{words} ({how})" if words else f"the holder ended with {how}")
+
+
+def _how_ended(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def end_by_key(keys: Iterable[ProcessKey]) -> list[ProcessKey]:
@@ -252,7 +256,7 @@ class _Hold(Hold):
     def wait(self) -> NoReturn:
         if self._children:
             pid, status = os.wait()
-            raise SystemExit(f"worker {pid} ended early with status {os.waitstatus_to_exitcode(status)}")
+            raise SystemExit(f"worker {pid} ended early with {_how_ended(os.waitstatus_to_exitcode(status))}")
         while True:
             signal.pause()
 
