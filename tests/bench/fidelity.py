@@ -173,7 +173,7 @@ def _stress_ng_cpu(percent: int) -> Load:
 async def memory_figures() -> AsyncIterator[Figure]:
     """A size and a percentage, as the resident part of the largest mapping; stress-ng told to keep what it has."""
     async with held("memory.load", size="1GiB", duration_s=60) as fault:
-        got = await _largest_mapping_mib([fault.holder.key.pid])
+        got = await _largest_mapping_mib([key.pid for key in fault.record.holders])
     yield Figure("memory.load", "size: 1GiB", "Brownout", 1024, got, "MiB", 1.0)
     async with running(
         "stress-ng", "--quiet", "--timeout", "60s", "--vm", "1", "--vm-bytes", "1g", "--vm-keep", "--vm-hang", "0"
@@ -182,7 +182,7 @@ async def memory_figures() -> AsyncIterator[Figure]:
     yield Figure("memory.load", "size: 1GiB", "stress-ng --vm-keep", 1024, got, "MiB")
     asked = psutil.virtual_memory().available * 0.05 / MIB
     async with held("memory.load", percent=5, duration_s=60) as fault:
-        got = await _largest_mapping_mib([fault.holder.key.pid])
+        got = await _largest_mapping_mib([key.pid for key in fault.record.holders])
     yield Figure("memory.load", "percent: 5 (of available)", "Brownout", asked, got, "MiB", 1.0)
 
 
