@@ -5,7 +5,7 @@ from brownout_controller.fleet.authority import Peer
 from brownout_controller.fleet.clocks import DRIFT_PPM, FORGET_AFTER_NS, ClockEstimate, Exchange, measure
 from brownout_controller.fleet.sessions import Session
 from brownout_protos.v1 import fleet_pb2
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 MS = 1_000_000
@@ -23,6 +23,7 @@ def test_the_true_offset_lies_within_the_error_of_one_exchange(
     assert abs(exchange.offset_ns - offset) <= exchange.error_ns + 1
 
 
+@example(drift_ppm=-DRIFT_PPM, round_trips=[(0, 0), (0, 40_160_001)], age_s=2)
 @given(
     drift_ppm=st.integers(min_value=-DRIFT_PPM, max_value=DRIFT_PPM),
     round_trips=st.lists(st.tuples(delays, delays), min_size=1, max_size=40),
@@ -41,8 +42,7 @@ def test_a_stamp_that_arrives_late_has_an_error_that_covers_the_drift(
         estimate.add(measure(sent, stamp, stamp, sent + there + back))
     happened = 700 * S - age_s * S
     best = estimate.best_for(agents_clock(happened))
-    allowance = best.error_ns * DRIFT_PPM // 10**6 + 20 * MS * DRIFT_PPM // 10**6 + 10
-    assert abs(agents_clock(happened) - best.offset_ns - happened) <= best.error_ns + allowance
+    assert abs(agents_clock(happened) - best.offset_ns - happened) <= best.error_ns + 3, "3 stamps rounded to 1 ns"
 
 
 def test_a_good_exchange_of_long_ago_gives_way_to_a_fair_one_of_now() -> None:

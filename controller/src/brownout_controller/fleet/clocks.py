@@ -4,7 +4,11 @@
     offset = ((t1 - t0) + (t2 - t3)) / 2        true to +- ((t3 - t0) - (t2 - t1)) / 2
 
 The exchange with the shortest round trip is the best one. Drift is bounded by forgetting exchanges that are old, and
-an error grows with the time between exchange and stamp, into the past as well as into the future.
+an error grows with the time between exchange and stamp, into the past as well as into the future. It is rounded up.
+
+The offset was true at some instant from t0 to t3; so it is true at t3 to that error and what drifts in (t3 - t0). What
+was stamped a distance d from t3, measured with that same offset, happened within d + E of it, where E is the error in
+question: E <= error + drift * (d + E), hence E <= (error + drift * d) / (1 - drift).
 """
 
 from collections import deque
@@ -28,7 +32,8 @@ class Exchange:
 def measure(t0_ns: int, t1_ns: int, t2_ns: int, t3_ns: int) -> Exchange:
     """The offset from one exchange; t0 and t3 on our clock, t1 and t2 on the agent's."""
     offset = ((t1_ns - t0_ns) + (t2_ns - t3_ns)) // 2
-    return Exchange(t3_ns, offset, max(0, (t3_ns - t0_ns) - (t2_ns - t1_ns)) // 2)
+    round_trip = max(0, (t3_ns - t0_ns) - (t2_ns - t1_ns))
+    return Exchange(t3_ns, offset, -(-round_trip // 2) - (-(t3_ns - t0_ns) * DRIFT_PPM // 10**6))
 
 
 class ClockEstimate:
@@ -43,11 +48,7 @@ class ClockEstimate:
 
     def best(self, now_ns: int) -> Exchange | None:
         """The exchange with the least error as of now, drift included; None before the first one."""
-        near = [e for e in self._exchanges if abs(now_ns - e.at_ns) <= FORGET_AFTER_NS]
-        if not near and self._exchanges:
-            near = [min(self._exchanges, key=lambda e: abs(now_ns - e.at_ns))]
-        aged = [replace(e, error_ns=e.error_ns + abs(now_ns - e.at_ns) * DRIFT_PPM // 10**6) for e in near]
-        return min(aged, key=lambda exchange: exchange.error_ns, default=None)
+        return _best([(exchange, abs(now_ns - exchange.at_ns)) for exchange in self._exchanges])
 
     def best_for(self, stamp_ns: int) -> Exchange:
         """The best exchange for a stamp of the agent's clock, which may be long past: a lost stream delivers late.
@@ -55,8 +56,20 @@ class ClockEstimate:
         Raises:
             LookupError: nothing was measured yet.
         """
-        if not self._exchanges:
+        found = _best([(one, abs(stamp_ns - one.offset_ns - one.at_ns)) for one in self._exchanges])
+        if found is None:
             raise LookupError("the clock was not measured yet")
-        best = self.best(stamp_ns - self._exchanges[-1].offset_ns)
-        assert best is not None, "there is an exchange"
-        return best
+        return found
+
+
+def _best(exchanges: list[tuple[Exchange, int]]) -> Exchange | None:
+    """Of exchanges and how far each is away, in ns: the one whose error is the least by now, with that error."""
+    if not exchanges:
+        return None
+    reach_ns = max(FORGET_AFTER_NS, min(away_ns for _, away_ns in exchanges))
+    aged = [replace(one, error_ns=_aged(one.error_ns, away_ns)) for one, away_ns in exchanges if away_ns <= reach_ns]
+    return min(aged, key=lambda exchange: exchange.error_ns)
+
+
+def _aged(error_ns: int, away_ns: int) -> int:
+    return -(-(error_ns * 10**6 + away_ns * DRIFT_PPM) // (10**6 - DRIFT_PPM))
