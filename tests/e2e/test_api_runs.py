@@ -23,6 +23,7 @@ from brownout_controller.access.decisions import Grant
 from brownout_controller.access.permissions import Permission, Role
 from brownout_controller.api import events, routes, server
 from brownout_controller.api.app import UndeclaredRoute, create_app
+from brownout_controller.api.bounded import HEADERS_MAX_BYTES
 from brownout_controller.api.events import EventStream
 from brownout_controller.api.gate import Caller, needs
 from brownout_controller.api.routes.common import router
@@ -383,9 +384,17 @@ def test_no_request_that_the_description_allows_or_forbids_is_answered_with_a_se
             )
             @given(case=operation.as_strategy(generation_mode=mode))
             def ask(case: schemathesis.Case) -> None:
-                answer = case.call(
-                    base_url=api.url.removesuffix("/api/v1"), session=session, headers=headers, verify=str(authorities)
-                )
+                try:
+                    answer = case.call(
+                        base_url=api.url.removesuffix("/api/v1"),
+                        session=session,
+                        headers=headers,
+                        verify=str(authorities),
+                    )
+                except requests.ConnectionError as error:
+                    if error.request is None or len(error.request.url or "") <= HEADERS_MAX_BYTES:
+                        raise
+                    return  # hung up on for its size, while it was still sending
                 statuses[answer.status_code] += 1
                 assert answer.status_code < 500, (case.as_curl_command(), answer.text)
 

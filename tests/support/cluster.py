@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import psycopg
 from brownout_agent.injector.journal import Mark, decode
 from brownout_controller.cli.remote import Remote, Server, connect
@@ -203,13 +202,16 @@ def cluster(folder: Path, database: str) -> Iterator[Cluster]:
 
 
 def held(fault_ids: dict[str, str]) -> dict[str, int]:
-    """How many times each of these faults is on: its holders, without what a holder started to work for it."""
-    return {host: _tops(holders(one)) for host, one in fault_ids.items()}
+    """How many times each of these faults is on: its holders, each with what it started to work for it.
+
+    A holder leads a session of its own. Who began whom does not tell: a fork outlives its holder for a moment.
+    """
+    return {host: len(_sessions(holders(one))) for host, one in fault_ids.items()}
 
 
-def _tops(pids: list[int]) -> int:
-    parents = []
+def _sessions(pids: list[int]) -> set[int]:
+    found = set()
     for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            parents.append(psutil.Process(pid).ppid())
-    return sum(parent not in pids for parent in parents)
+        with contextlib.suppress(ProcessLookupError):
+            found.add(os.getsid(pid))
+    return found
