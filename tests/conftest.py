@@ -1,6 +1,7 @@
 """What many tests share: a database of either kind, the server behind one of them, and who may run beside whom."""
 
 import functools
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,13 @@ class _ByFile(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         return "this machine" if _injects(self.config.rootpath / file) else file
+
+
+def pytest_configure() -> None:
+    """A shell without job control has what it starts in the background ignore SIGINT, and so would every program here
+    that a test interrupts. What is handled, and not ignored, is as ever in a new program (execve(2))."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @functools.cache
