@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from brownout_agent.frames import to_value
+from brownout_agent.host_log import NAME as AUDIT
 from brownout_agent.injector.journal import FINISHED, Contents, decode
 from brownout_agent.kernel.processes import all_pids, key_of, wait_dead
 from brownout_protos.v1 import fault_pb2, injector_pb2
@@ -173,6 +174,7 @@ async def _play(host: Host, seen: Trace, scene: str, point: Point | None) -> Non
         case kind:
             host.client.send(inspect=injector_pb2.Inspect())  # its socket lets us in before its last calls
             await host.client.until(lambda message: message.HasField("inspection"))
+            (host.folder / "state" / AUDIT).unlink(missing_ok=True)  # else what was before decides if it takes room
             seen.order(name, point)
             await _live(host, kind, seen)
 
