@@ -139,7 +139,7 @@ class UmlHost:
     async def _power_on(self, *arguments: str) -> None:
         argv = [
             "setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--inh-caps=-all", "--no-new-privs",
-            "linux.uml", f"uml_dir={self._folder}/run/", f"umid={self.name}", "mem=384M", "rootfstype=hostfs",
+            "linux.uml", f"uml_dir={self._folder}/run/", f"umid={self.name}", "mem=512M", "rootfstype=hostfs",
             "rootflags=/", "ro", f"init={self._share}/init.sh", f"ubdb={self._folder}/disk",
             f"umlshare={self._share}", f"umladdress=10.99.200.{self._number}/16", *arguments,
             f"vec0:transport=tap,ifname=uml{self._number},depth=128,gro=1,mac=02:4d:45:43:01:{self._number:02x}",
