@@ -10,7 +10,7 @@ all the same, the process that holds it is the kernel's first victim (oom_score_
 
 **Who holds it.** A fork of the holder that has one thread. The holder has two, and where the last thread of a victim
 to end is not its first, the kernel's OOM killer does not see the victim while its memory is being freed, and kills
-another process: measured on Linux 6.18, with memory held by the holder itself, in 15 to 80 % of the trials of
+another process: measured on Linux 6.18, with memory held by the holder itself, in 7 to 80 % of 40 trials each of
 `tests/host/test_memory_load.py`; with one thread in none of 80.
 """
 
