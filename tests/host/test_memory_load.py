@@ -70,6 +70,7 @@ def test_the_size_is_resident_to_the_page_and_gone_with_the_holder() -> None:
             effect = fault.meter.effect()
             assert effect.achieved == effect.lowest == effect.highest == 192 * MIB
             assert effect.proved, effect.explanation
+            assert len([*Path(f"/proc/{keeper_of(fault).pid}/task").iterdir()]) == 1
             assert Path(f"/proc/{keeper_of(fault).pid}/oom_score_adj").read_text().strip() == "1000"
             send_signal(fault.holder.key, signal.SIGKILL)
             await fault.holder.died()
@@ -132,7 +133,7 @@ def test_it_gives_back_what_others_need_and_takes_it_again_when_they_are_done() 
 def test_when_memory_runs_out_the_fault_dies_first_and_the_effect_says_so() -> None:
     """Its process is stopped, so that it cannot give back in time; the kernel then has to choose a victim.
 
-    More than once, since the kernel kills another one as well, in some cases, where its victim has two threads.
+    More than once: with a second thread in that process the kernel kills another one as well, but not always.
     """
 
     async def scenario() -> None:

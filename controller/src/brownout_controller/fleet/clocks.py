@@ -33,7 +33,7 @@ def measure(t0_ns: int, t1_ns: int, t2_ns: int, t3_ns: int) -> Exchange:
     """The offset from one exchange; t0 and t3 on our clock, t1 and t2 on the agent's."""
     offset = ((t1_ns - t0_ns) + (t2_ns - t3_ns)) // 2
     round_trip = max(0, (t3_ns - t0_ns) - (t2_ns - t1_ns))
-    return Exchange(t3_ns, offset, -(-round_trip // 2) - (-(t3_ns - t0_ns) * DRIFT_PPM // 10**6))
+    return Exchange(t3_ns, offset, _rounded_up(round_trip, 2) + _rounded_up((t3_ns - t0_ns) * DRIFT_PPM, 10**6))
 
 
 class ClockEstimate:
@@ -72,4 +72,8 @@ def _best(exchanges: list[tuple[Exchange, int]]) -> Exchange | None:
 
 
 def _aged(error_ns: int, away_ns: int) -> int:
-    return -(-(error_ns * 10**6 + away_ns * DRIFT_PPM) // (10**6 - DRIFT_PPM))
+    return _rounded_up(error_ns * 10**6 + away_ns * DRIFT_PPM, 10**6 - DRIFT_PPM)
+
+
+def _rounded_up(dividend: int, divisor: int) -> int:
+    return -(-dividend // divisor)
