@@ -9,6 +9,7 @@ Hosts are namespaces and user-mode Linux machines, several at a time, for most o
 
 import argparse
 import asyncio
+import contextlib
 import os
 import platform
 import random
@@ -16,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -67,6 +69,10 @@ class Matrix:
         self._tried[name, phase] += 1
         return BY_NAME[name], phase, self._random.getrandbits(48)
 
+    def give_back(self, column: Column, phase: Phase) -> None:
+        """What was begun told nothing: to be tried again."""
+        self._tried[column.name, phase] -= 1
+
     def take(self, outcomes: list[Outcome], logs: Callable[[], str]) -> bool:
         """Keep what came of a trial, at once; whether all of it is good."""
         outcomes = [replace(outcome, commit=self._commit) for outcome in outcomes]
@@ -74,7 +80,7 @@ class Matrix:
             file.writelines(outcome.as_line() for outcome in outcomes)
         self.outcomes += outcomes
         if any(outcome.censored for outcome in outcomes):  # it told nothing, or not all: to be tried again
-            self._tried[outcomes[0].column, outcomes[0].phase] -= 1
+            self.give_back(BY_NAME[outcomes[0].column], outcomes[0].phase)
         bad = [outcome for outcome in outcomes if outcome.judgement != "good"]
         first = outcomes[0]
         told = [(one.fault, one.gone_after_s) for one in bad]
@@ -103,10 +109,30 @@ class Sitting:
     folder: Path
     watch: Watch = field(default_factory=Watch)
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_TURNS))
+    failed: list[Exception] = field(default_factory=list)
+    """By which hosts ended before their time."""
 
     def choose(self, columns: set[str]) -> tuple[Column, Phase, int] | None:
         """The next trial of a host that can stand for these columns; None when it is time to end."""
         return None if time.monotonic() > self.ends_s else self.matrix.next_for(columns)
+
+    @contextlib.contextmanager
+    def trying(self, name: str, column: Column, phase: Phase) -> Iterator[None]:
+        """While a host is tried: if that fails otherwise than by an outcome, another host takes the trial up."""
+        try:
+            yield
+        except Exception:
+            self.matrix.give_back(column, phase)
+            print(f"{name} is given up, on {column.name}, {phase}", file=sys.stderr, flush=True)
+            raise
+
+    async def living(self, life: Awaitable[None]) -> None:
+        """A host whose life ends by an error costs its one trial. The sitting fails in the end, not at once."""
+        try:
+            await life
+        except Exception as error:
+            traceback.print_exc()
+            self.failed.append(error)
 
     async def namespace(self, number: int, controller: ControllerLink, columns: set[str]) -> None:
         """A host's life, from trial to trial."""
@@ -119,7 +145,8 @@ class Sitting:
                 scene = Scene(host, column, phase, random.Random(seed), column.bound_s)
                 scene.duration_s = SHORT_S if is_short else FAULT_S
                 strike = deaths_strikes.strikes(host)[column.name]
-                outcomes = await trial(scene, strike, seed, self.watch.on(scene, host), self.turns)
+                with self.trying(host.name, column, phase):
+                    outcomes = await trial(scene, strike, seed, self.watch.on(scene, host), self.turns)
                 was_good = self.matrix.take(outcomes, host.logs)
                 await mend(host, column, was_good=was_good)
         finally:
@@ -136,7 +163,8 @@ class Sitting:
                 scene = Scene(host, column, phase, random.Random(seed), column.bound_s)
                 scene.duration_s = uml_strikes.CLOCK_FAULT_S if is_short else FAULT_S
                 strike = uml_strikes.strikes(host)[column.name]
-                outcomes = await trial(scene, strike, seed, uml_strikes.watched(scene, host), self.turns)
+                with self.trying(host.name, column, phase):
+                    outcomes = await trial(scene, strike, seed, uml_strikes.watched(scene, host), self.turns)
                 if not self.matrix.take(outcomes, host.logs):
                     await host.power_cut()
                 elif column.name in uml_strikes.STEPS_S:
@@ -165,9 +193,9 @@ async def sit(sitting: Sitting, columns: list[Column], hosts: int, machines: int
             watch = watching.create_task(sitting.watch.run())
             async with asyncio.TaskGroup() as group:
                 for number, (controller, mine) in enumerate(lives, 1):
-                    group.create_task(sitting.namespace(number, controller, mine))
+                    group.create_task(sitting.living(sitting.namespace(number, controller, mine)))
                 for number in range(1, machines + 1 if on_uml else 1):
-                    group.create_task(sitting.machine(number, share, shared, on_uml))
+                    group.create_task(sitting.living(sitting.machine(number, share, shared, on_uml)))
             watch.cancel()
     finally:
         for controller in (shared, *own):
@@ -213,15 +241,17 @@ def main() -> None:
     repeats = {one.name: options.machine_repeats if one.on_uml else options.repeats for one in columns}
     matrix = Matrix(options.results, repeats, options.seed)
     print(f"seed {options.seed}, {os.cpu_count()} cores", flush=True)
+    failed = 0
     if options.minutes:
         with tempfile.TemporaryDirectory(prefix="deaths-") as folder:
             ends_s = time.monotonic() + options.minutes * 60
             sitting = Sitting(matrix, ends_s, Path(folder))
             asyncio.run(sit(sitting, columns, options.hosts, options.machines))
+            failed = len(sitting.failed)
     options.document.write_text(document(matrix.outcomes, _machine(), "make bench-death-matrix"), encoding="utf-8")
     judged = Counter(outcome.judgement for outcome in matrix.outcomes)
-    print(dict(judged), flush=True)
-    raise SystemExit(1 if judged["late"] or judged["left"] else 0)
+    print(dict(judged), f"{failed} hosts given up", flush=True)
+    raise SystemExit(1 if judged["late"] or judged["left"] or failed else 0)
 
 
 if __name__ == "__main__":

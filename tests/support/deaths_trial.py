@@ -44,7 +44,11 @@ class AnyHost(Protocol):
         """Bring up what is not up; returns when it takes orders."""
 
     async def left(self, fault_ids: list[str]) -> tuple[list[str], int]:
-        """What its kernel still shows of faults, and the free bytes of its disk."""
+        """What its kernel still shows of faults, and the free bytes of its disk.
+
+        Raises:
+            HostFailed: it does not say.
+        """
 
 
 @dataclass
@@ -138,8 +142,8 @@ class Censored(Exception):
     """The trial did not come as far as its strike, so its cells say nothing."""
 
 
-class StruckHostFailed(Exception):
-    """The host is not what it must be after the strike; counts as something left."""
+class HostFailed(Exception):
+    """The host is not what it must be. After the strike it counts as something left."""
 
 
 async def trial(
@@ -155,7 +159,7 @@ async def trial(
                 await asyncio.sleep(BRISK_S)
         except Censored as error:
             return _outcomes(scene, seed, censored=str(error))
-        except StruckHostFailed as error:
+        except HostFailed as error:
             return _outcomes(scene, seed, left=(str(error),))
         try:
             await _watch_end(scene, since)
@@ -163,7 +167,10 @@ async def trial(
             return _outcomes(scene, seed, censored=str(error))
         gone = {kind: _gone_after_s(scene, kind, second) for kind, second in since.items()}
         early = _early(scene, since)
-        left = await _leftovers(scene, free_before, max(since.values()) + scene.bound_s + scene.column.restart_s)
+        try:
+            left = await _leftovers(scene, free_before, max(since.values()) + scene.bound_s + scene.column.restart_s)
+        except HostFailed as error:
+            left = (str(error),)
     outcomes = _outcomes(scene, seed, gone=gone, was_there=was_there, left=early + left)
     return [replace(one, censored=_blind(scene, one, since[one.fault])) for one in outcomes]
 
@@ -180,7 +187,10 @@ async def _reach_strike(scene: Scene) -> int:
         raise Censored(str(error)) from error
     if not await scene.until(lambda: not scene.there, 10):
         raise Censored(f"before any order there was {sorted(scene.there)}")
-    _, free_before = await scene.host.left([])
+    try:
+        _, free_before = await scene.host.left([])
+    except HostFailed as error:
+        raise Censored(str(error)) from error
     scene.inject_all()
     if scene.phase is Phase.INJECT:
         await scene.pause(INJECT_WITHIN_S)

@@ -19,6 +19,7 @@ from typing import Any
 from tests.support.deaths import UML_FAULTS, VICTIM, FaultCase
 from tests.support.deaths_controller import ControllerLink
 from tests.support.deaths_host import BRIDGE, CONTROLLER_ADDRESS, run
+from tests.support.deaths_trial import HostFailed
 from tests.support.uml_python import build_python
 
 MODULES = Path("/usr/lib/uml/modules")
@@ -28,6 +29,7 @@ _INSIDE = ("__init__.py", "deaths.py", "deaths_kernel.py", "injectors.py", "uml_
 _DEPLOY = Path(__file__).parents[2] / "deploy"
 _DISK_BYTES = 192 * 2**20
 _BOOTS_WITHIN_S = 90.0
+_ANSWERS_WITHIN_S = 20.0
 
 
 def make_share(folder: Path) -> Path:
@@ -176,10 +178,17 @@ class UmlHost:
         self._tell(clock=seconds)
 
     async def left(self, fault_ids: list[str]) -> tuple[list[str], int]:
-        """What its kernel still shows of faults, and the free bytes of its disk."""
+        """What its kernel still shows of faults, and the free bytes of its disk.
+
+        Raises:
+            HostFailed: it does not answer.
+        """
         self._left = asyncio.get_running_loop().create_future()
         self._tell(left=fault_ids)
-        answer = await asyncio.wait_for(self._left, 20)
+        try:
+            answer = await asyncio.wait_for(self._left, _ANSWERS_WITHIN_S)
+        except TimeoutError:
+            raise HostFailed(f"{self.name} did not answer within {_ANSWERS_WITHIN_S} s:\n{self.logs()}") from None
         return answer["left"], answer["free_bytes"]
 
     def logs(self) -> str:

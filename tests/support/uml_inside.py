@@ -19,6 +19,7 @@ from typing import Any
 from tests.support.deaths import UML_FAULTS, VICTIM
 from tests.support.deaths_kernel import (
     Datagrams,
+    Process,
     ProcessReader,
     control_groups_of,
     faults_there,
@@ -93,7 +94,7 @@ class Inside:
             subprocess.run([*_AGENT, "join", "--state-dir", str(STATE / "agent"), *told["join"]], check=True)
             self._run_agent()
         elif "left" in told:
-            processes = [one for one in self._reader.read() if not _is_the_hosts_own(one.pid)]
+            processes = [one for one in self._reader.read() if not _is_the_hosts_own(one)]
             left = strangers(self._tags, processes) + control_groups_of(told["left"])
             space = os.statvfs(STATE)
             self.say(left=left, free_bytes=space.f_bfree * space.f_frsize)
@@ -103,9 +104,9 @@ class Inside:
         subprocess.Popen([*_AGENT, "run", "--state-dir", str(STATE / "agent"), "--injector-socket", str(SOCKET)])
 
 
-def _is_the_hosts_own(pid: int) -> bool:
-    """Kernel threads, and this program."""
-    return pid == os.getpid() or not Path(f"/proc/{pid}/cmdline").read_bytes()
+def _is_the_hosts_own(process: Process) -> bool:
+    """Kernel threads, which have no command line, and this program. Of what was read: by now it may have ended."""
+    return process.pid == os.getpid() or not process.line
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 
 from tests.support.deaths import Phase
-from tests.support.deaths_trial import Censored, Scene, Since, Strike, StruckHostFailed
+from tests.support.deaths_trial import Censored, HostFailed, Scene, Since, Strike
 from tests.support.uml import UmlHost
 
 CLOCK_FAULT_S = 12.0
@@ -65,10 +65,10 @@ def _power_cut(host: UmlHost) -> Strike:
             await host.boot()
             await host.controller.wait_ready(host.name)
         except AssertionError as error:
-            raise StruckHostFailed(str(error)) from error
+            raise HostFailed(str(error)) from error
         scene.bound_s = time.monotonic() - cut_s
         if host.reaped["code"]:
-            raise StruckHostFailed(f"the boot reap says {host.reaped}")
+            raise HostFailed(f"the boot reap says {host.reaped}")
         await scene.until(lambda: scene.busy_s < host.reaped_s, 1)
         scene.gone_at_s = dict.fromkeys(scene.gone_at_s | scene.all_since(0), host.reaped_s)
         return scene.all_since(cut_s)
