@@ -130,7 +130,7 @@ class Sitting:
         """A host whose life ends by an error costs its one trial. The sitting fails in the end, not at once."""
         try:
             await life
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - printed at once; the sitting fails by it in the end
             traceback.print_exc()
             self.failed.append(error)
 
