@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Host, Peer, Record, Refusal
-from brownout_agent.faults.network_rules import FAMILY, LOTS, ruleset, table_name
+from brownout_agent.faults.network_rules import FAMILY, LOTS, drop, ruleset, table_name
 from brownout_agent.faults.network_scope import NetworkParameters, Scope, resolve
 from brownout_agent.kernel.nftables import Nftables, NftablesError, table_names
 from brownout_agent.kernel.processes import send_signal
@@ -175,7 +175,7 @@ def test_the_lease_alone_ends_it_with_no_process_alive_and_undo_removes_what_is_
     parameters = fault.Parameters.model_validate({"to": [FAR, FAR6]})
     record = Record("0123456789abcdef", parameters, fault.prepare(parameters, Host()), 1.0)
     table = table_name(record.fault_id)
-    rules = ruleset(table, Scope.of(parameters, record.facts), lots_lost=LOTS, lease_ms=1_000, owned=False)
+    rules = ruleset(table, Scope.of(parameters, record.facts), drop(LOTS), lease_ms=1_000, owned=False)
     began_s = time.monotonic()
     with Nftables() as nft:
         nft.run(rules)

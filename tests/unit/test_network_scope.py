@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from brownout_agent.faults.network_blackhole import judge_blackhole
-from brownout_agent.faults.network_loss import LossParameters, NetworkLoss, judge_loss, wilson_interval
-from brownout_agent.faults.network_rules import LOTS, ruleset, table_name
+from brownout_agent.faults.network_loss import LossParameters, judge_loss, lots_lost, wilson_interval
+from brownout_agent.faults.network_rules import LOTS, drop, ruleset, table_name
 from brownout_agent.faults.network_scope import NetworkParameters, Scope, parse_network, parse_port_range
 from brownout_agent.faults.network_table import PacketCounts
 from hypothesis import given
@@ -24,8 +24,8 @@ def scope(networks: list[str] | None = None, *, with_loopback: bool = False, **g
     return Scope.of(NetworkParameters.model_validate(given_parameters), facts)
 
 
-def rules(of: Scope, **changes: Any) -> str:
-    return ruleset("brownout-x", of, **{"lots_lost": LOTS, "lease_ms": 30_500, "owned": True, **changes})
+def rules(of: Scope, lots: int = LOTS) -> str:
+    return ruleset("brownout-x", of, drop(lots), lease_ms=30_500, owned=True)
 
 
 def chain(text: str, name: str) -> list[str]:
@@ -161,12 +161,9 @@ def test_with_both_directions_loopback_packets_meet_one_chain_only() -> None:
 
 
 def test_loss_is_drawn_from_a_million_lots_and_total_loss_needs_none() -> None:
-    assert "numgen random mod 1000000 < 125000 counter" in rules(scope(), lots_lost=125_000)
-    assert "numgen" not in rules(scope(), lots_lost=LOTS)
-    loss = NetworkLoss()
-    assert loss.lots_lost(LossParameters(percent=12.5)) == 125_000
-    assert loss.lots_lost(LossParameters(percent=0.000001)) == 1
-    assert loss.lots_lost(LossParameters(percent=100)) == LOTS
+    assert "numgen random mod 1000000 < 125000 counter" in rules(scope(), 125_000)
+    assert "numgen" not in rules(scope(), LOTS)
+    assert [lots_lost(percent) for percent in (12.5, 0.000001, 100)] == [125_000, 1, LOTS]
 
 
 def test_a_table_is_named_after_its_fault_whatever_the_id_looks_like() -> None:

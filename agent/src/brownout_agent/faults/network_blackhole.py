@@ -7,7 +7,7 @@ vanishes, which is silent.
 """
 
 from brownout_agent.faults.contract import Effect
-from brownout_agent.faults.network_rules import LOTS
+from brownout_agent.faults.network_rules import LOTS, Treatment, drop
 from brownout_agent.faults.network_scope import NetworkParameters, Scope
 from brownout_agent.faults.network_table import NetworkFault, PacketCounts
 
@@ -23,8 +23,8 @@ class NetworkBlackhole(NetworkFault[BlackholeParameters]):
     summary = "Drop all traffic to and from peers, ports or everyone, without an answer."
     Parameters = BlackholeParameters
 
-    def lots_lost(self, parameters: BlackholeParameters) -> int:
-        return LOTS
+    def treatment(self, parameters: BlackholeParameters, scope: Scope) -> Treatment:
+        return drop(LOTS)
 
     def judge(self, parameters: BlackholeParameters, scope: Scope, counts: dict[str, PacketCounts]) -> Effect:
         return judge_blackhole(scope, counts)

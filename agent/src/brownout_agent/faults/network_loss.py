@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import Field
 
 from brownout_agent.faults.contract import Effect, Percent
-from brownout_agent.faults.network_rules import LOTS
+from brownout_agent.faults.network_rules import LOTS, Treatment, drop
 from brownout_agent.faults.network_scope import NetworkParameters, Scope
 from brownout_agent.faults.network_table import NetworkFault, PacketCounts
 
@@ -38,11 +38,16 @@ class NetworkLoss(NetworkFault[LossParameters]):
     summary = "Lose a percentage of the packets to and from peers, ports or everyone."
     Parameters = LossParameters
 
-    def lots_lost(self, parameters: LossParameters) -> int:
-        return max(1, round(parameters.percent / 100 * LOTS))
+    def treatment(self, parameters: LossParameters, scope: Scope) -> Treatment:
+        return drop(lots_lost(parameters.percent))
 
     def judge(self, parameters: LossParameters, scope: Scope, counts: dict[str, PacketCounts]) -> Effect:
         return judge_loss(parameters.percent, scope, counts)
+
+
+def lots_lost(percent: float) -> int:
+    """How many of LOTS packets are dropped."""
+    return max(1, round(percent / 100 * LOTS))
 
 
 def judge_loss(percent: float, scope: Scope, counts: dict[str, PacketCounts]) -> Effect:

@@ -6,11 +6,13 @@ One table per fault, and in it::
                     them expire, and an expired family passes every packet: the effect ends with no process alive
     chain ingress   input hook:  lease over, exempt, not meant -> accept;  meant -> ingress_meant
     chain egress    output hook: the same for packets that leave
-    chain *_meant   counts what it sees, draws lots, counts what it drops, drops it
+    chain *_meant   counts what it sees and does to it what the fault is about, its `Treatment`
 """
 
 import ipaddress
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from hashlib import sha256
 
 from brownout_agent.faults.network_scope import Network, PortRange, Scope
@@ -31,6 +33,26 @@ _ALWAYS_EXEMPT = (
 _PROTOCOLS = {"tcp": "tcp", "udp": "udp", "icmp": "icmp, ipv6-icmp", "any": "tcp, udp"}
 
 
+@dataclass(frozen=True, slots=True)
+class Treatment:
+    """What a fault does to the packets that it means."""
+
+    rules: Callable[[str], list[str]]
+    """The rules of one direction's `*_meant` chain, `ingress` or `egress`. Two counters stand in the table for them:
+    `{direction}_seen`, and `{direction}_dropped` for the packets that went no further. What no rule ends goes on.
+    """
+    sets: tuple[str, ...] = ()
+    """Sets that the rules look into, each as it stands in a table."""
+
+
+def drop(lots_lost: int) -> Treatment:
+    """Drop `lots_lost` of LOTS packets, each by its own draw, without an answer."""
+    lot = "" if lots_lost >= LOTS else f"numgen random mod {LOTS} < {lots_lost} "
+    return Treatment(
+        lambda direction: [f"counter name {direction}_seen", f"{lot}counter name {direction}_dropped drop"]
+    )
+
+
 def table_name(fault_id: str) -> str:
     """The fault's own table: `brownout-` and the first twelve hex digits of its id (of its SHA-256 if it has none)."""
     digits = fault_id.replace("-", "").lower()
@@ -44,8 +66,8 @@ def directions(scope: Scope) -> tuple[str, ...]:
     return ("ingress", "egress") if scope.direction == "both" else (scope.direction,)
 
 
-def ruleset(table: str, scope: Scope, *, lots_lost: int, lease_ms: int, owned: bool, hooked: bool = True) -> str:
-    """The table that drops `lots_lost` of LOTS packets in scope for `lease_ms`.
+def ruleset(table: str, scope: Scope, treatment: Treatment, *, lease_ms: int, owned: bool, hooked: bool = True) -> str:
+    """The table that gives packets in scope this treatment for `lease_ms`.
 
     With `owned` the kernel deletes it when its maker's connection closes. Without `hooked` no packet ever meets the
     rules, which is a harmless way to see whether this kernel takes them.
@@ -56,16 +78,17 @@ def ruleset(table: str, scope: Scope, *, lots_lost: int, lease_ms: int, owned: b
         "set lease { type nf_proto; flags timeout",
         f"elements = {_leases(lease_ms)}",
         "}",
+        *treatment.sets,
     ]
     for direction in directions(scope):
         lines += [f"counter {direction}_seen {{ }}", f"counter {direction}_dropped {{ }}"]
-        lines += [f"chain {direction}_meant {{", *_drop_rules(direction, lots_lost), "}"]
+        lines += [f"chain {direction}_meant {{", *treatment.rules(direction), "}"]
         lines += [f"chain {direction} {{", *_chain_rules(scope, direction, hooked=hooked), "}"]
     return "\n".join([*lines, "}", ""])
 
 
 def extension(table: str, lease_ms: int) -> str:
-    """The commands, one transaction, that let a table drop for `lease_ms` from now.
+    """The commands, one transaction, that let a table work for `lease_ms` from now.
 
     Adding an element again would not move its time-out. Deleting one that has expired fails, and with it the whole:
     what was over stays over.
@@ -78,11 +101,6 @@ def extension(table: str, lease_ms: int) -> str:
 
 def _leases(lease_ms: int) -> str:
     return f"{{ ipv4 timeout {lease_ms}ms, ipv6 timeout {lease_ms}ms }}"
-
-
-def _drop_rules(direction: str, lots_lost: int) -> list[str]:
-    lot = "" if lots_lost >= LOTS else f"numgen random mod {LOTS} < {lots_lost} "
-    return [f"counter name {direction}_seen", f"{lot}counter name {direction}_dropped drop"]
 
 
 def _chain_rules(scope: Scope, direction: str, *, hooked: bool) -> list[str]:

@@ -4,7 +4,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, NoReturn, TypeVar
 
 from brownout_agent.faults.contract import (
     ABLE,
@@ -25,7 +25,9 @@ from brownout_agent.faults.network_rules import (
     LEASE_MARGIN_MS,
     LOTS,
     TABLE_PREFIX,
+    Treatment,
     directions,
+    drop,
     extension,
     ruleset,
     table_name,
@@ -38,14 +40,15 @@ N = TypeVar("N", bound=NetworkParameters)
 
 @dataclass(frozen=True, slots=True)
 class PacketCounts:
-    """What the rules of one direction counted: packets that the fault means, and those of them that it dropped."""
+    """What the rules of one direction counted: packets that the fault means, and those of them that it let no further,
+    whether they were dropped in silence or refused."""
 
     seen: int
     dropped: int
 
 
 class NetworkFault(Fault[N]):
-    """A fault that drops packets. A subclass says how many of them, and judges the counters."""
+    """A fault that is rules for packets. A subclass says what these do to them, and judges the counters."""
 
     bounds = frozenset({"interfaces"})
     reverts = (
@@ -54,9 +57,12 @@ class NetworkFault(Fault[N]):
         "then removes it."
     )
 
+    tried: ClassVar[Treatment] = drop(LOTS // 2)
+    """Rules of every form that the fault may use: `detect` has the kernel take them, in chains that no packet enters."""
+
     @abstractmethod
-    def lots_lost(self, parameters: N) -> int:
-        """How many of LOTS packets are dropped."""
+    def treatment(self, parameters: N, scope: Scope) -> Treatment:
+        """What befalls the packets in scope. Called in the holder, just before the rules are loaded."""
 
     @abstractmethod
     def judge(self, parameters: N, scope: Scope, counts: dict[str, PacketCounts]) -> Effect:
@@ -67,12 +73,11 @@ class NetworkFault(Fault[N]):
             nft = Nftables()
         except OSError as error:
             return Capability(False, f"{LIBRARY} cannot be loaded: {error}", "apt-get install libnftables1")
-        # A rule of every form that a fault may use, in chains that no packet ever enters.
         scope = Scope(None, ((1, 2),), "any", "both", "lo", False, (), (22,))
         table = f"{TABLE_PREFIX}trial-{os.getpid()}"
         with nft:
             try:
-                _load(nft, table, scope, lots_lost=LOTS // 2, lease_ms=1_000, hooked=False)
+                load(nft, table, scope, self.tried, lease_ms=1_000, hooked=False)
                 nft.run(f"delete table {FAMILY} {table}")
             except NftablesError as error:
                 return Capability(False, *_why_not(error))
@@ -86,21 +91,20 @@ class NetworkFault(Fault[N]):
         return Lifelines(Scope.of(record.parameters, record.facts), ssh_ports).harm
 
     def apply(self, parameters: N, facts: Facts, hold: Hold) -> None:
-        table = table_name(hold.fault_id)
+        table, scope = table_name(hold.fault_id), Scope.of(parameters, facts)
+        lease_ms = round(TRIAL_S * 1_000) + LEASE_MARGIN_MS
         with Nftables() as nft:
             try:
-                owned = _load(
-                    nft,
-                    table,
-                    Scope.of(parameters, facts),
-                    lots_lost=self.lots_lost(parameters),
-                    lease_ms=round(TRIAL_S * 1_000) + LEASE_MARGIN_MS,
-                )
+                owned = load(nft, table, scope, self.treatment(parameters, scope), lease_ms=lease_ms)
             except NftablesError as error:
                 raise Refusal(*_why_not(error)) from error
             hold.on_extension(lambda left_ms: _extend(nft, table, left_ms))
             hold.ready(owned=owned)
-            hold.wait()
+            self.keep(nft, parameters, hold)
+
+    def keep(self, nft: Nftables, parameters: N, hold: Hold) -> NoReturn:
+        """Hold the fault, through the connection that owns its table."""
+        hold.wait()
 
     def undo(self, record: Record[N]) -> None:
         table = table_name(record.fault_id)
@@ -116,10 +120,10 @@ class NetworkFault(Fault[N]):
         return [f"nftables table `{FAMILY} {table}` is still there; next: nft delete table {FAMILY} {table}"]
 
     def measure(self, record: Record[N], host: Host) -> Meter:
-        return _PacketMeter(self, record)
+        return PacketMeter(self, record)
 
 
-class _PacketMeter(Meter, Generic[N]):
+class PacketMeter(Meter, Generic[N]):
     """Reads the rules' counters through the injector's own connection to the kernel."""
 
     def __init__(self, fault: NetworkFault[N], record: Record[N]) -> None:
@@ -155,16 +159,16 @@ class _PacketMeter(Meter, Generic[N]):
         )
 
 
-def _load(nft: Nftables, table: str, scope: Scope, *, lots_lost: int, lease_ms: int, hooked: bool = True) -> bool:
+def load(nft: Nftables, table: str, scope: Scope, treatment: Treatment, *, lease_ms: int, hooked: bool = True) -> bool:
     """Load the rules; True when the kernel ties the table to us, False when it is too old for that.
 
     Raises:
         NftablesError: this kernel does not take the rules either way; nothing was changed.
     """
     try:
-        nft.run(ruleset(table, scope, lots_lost=lots_lost, lease_ms=lease_ms, owned=True, hooked=hooked))
+        nft.run(ruleset(table, scope, treatment, lease_ms=lease_ms, owned=True, hooked=hooked))
     except NftablesError:
-        nft.run(ruleset(table, scope, lots_lost=lots_lost, lease_ms=lease_ms, owned=False, hooked=hooked))
+        nft.run(ruleset(table, scope, treatment, lease_ms=lease_ms, owned=False, hooked=hooked))
         return False
     return True
 
@@ -181,5 +185,5 @@ def _why_not(error: NftablesError) -> tuple[str, str]:
         return f"nftables needs CAP_NET_ADMIN: {error}", "run the injector as root"
     return (
         f"the kernel does not take the rules: {error}",
-        "use a kernel with CONFIG_NF_TABLES_INET and CONFIG_NFT_NUMGEN",
+        "use a kernel with CONFIG_NF_TABLES_INET, CONFIG_NFT_NUMGEN and CONFIG_NFT_REJECT_INET",
     )
