@@ -42,7 +42,7 @@ class Treatment:
     `{direction}_seen`, and `{direction}_dropped` for the packets that went no further. What no rule ends goes on.
     """
     sets: tuple[str, ...] = ()
-    """Sets that the rules look into, each as it stands in a table."""
+    """Sets that the rules look into and counters of their own, each as it stands in a table."""
 
 
 def drop(lots_lost: int) -> Treatment:
@@ -76,7 +76,7 @@ def ruleset(table: str, scope: Scope, treatment: Treatment, *, lease_ms: int, ow
         f"table {FAMILY} {table} {{",
         *(["flags owner"] if owned else []),
         "set lease { type nf_proto; flags timeout",
-        f"elements = {_leases(lease_ms)}",
+        f"elements = {leases(lease_ms)}",
         "}",
         *treatment.sets,
     ]
@@ -95,12 +95,13 @@ def extension(table: str, lease_ms: int) -> str:
     """
     return (
         f"delete element {FAMILY} {table} lease {{ ipv4, ipv6 }}\n"
-        f"add element {FAMILY} {table} lease {_leases(lease_ms)}\n"
+        f"add element {FAMILY} {table} lease {leases(lease_ms)}\n"
     )
 
 
-def _leases(lease_ms: int) -> str:
-    return f"{{ ipv4 timeout {lease_ms}ms, ipv6 timeout {lease_ms}ms }}"
+def leases(timeout_ms: int) -> str:
+    """The elements of a set of address families that forgets both after this time."""
+    return f"{{ ipv4 timeout {timeout_ms}ms, ipv6 timeout {timeout_ms}ms }}"
 
 
 def _chain_rules(scope: Scope, direction: str, *, hooked: bool) -> list[str]:
