@@ -32,6 +32,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "disk.fill": {"size": "4MiB", "path": PRIVATE},
     "network.blackhole": {"to": "127.0.0.77", "port": 9},
     "network.loss": {"to": "127.0.0.78", "percent": 50},
+    "network.port_occupy": {"port": 9009},
     "process.pause": {"pid": VICTIM},
     "process.kill": {"pid": VICTIM},
 }

@@ -65,6 +65,7 @@ FAULTS = (
     FaultCase("disk.fill", {"size": "8MiB", "path": "{scratch}"}, Seen.HOLDER),
     FaultCase("network.blackhole", {"to": SILENT_TO, "port": 9}, Seen.SILENCE, SILENT_TO),
     FaultCase("network.loss", {"to": LOSSY_TO, "percent": 50}, Seen.LOSS, LOSSY_TO),
+    FaultCase("network.port_occupy", {"port": 9009, "protocol": "any"}, Seen.HOLDER),
     FaultCase("process.pause", {"command": "{tag}"}, Seen.STILL),
     FaultCase("process.kill", {"command": "{tag}", "restart": True}, Seen.MISSING),
 )

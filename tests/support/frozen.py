@@ -24,6 +24,7 @@ from brownout_agent.kernel.processes import is_alive, key_of, read_stat
 from brownout_protos.v1 import fault_pb2
 
 from tests.support.injectors import ACCEPTED, Client, connect, holders, injector, new_id, running, watchdogs_done
+from tests.support.services import free_port
 
 LEASE_S = 5.0
 KERNEL_BOUND_S = LEASE_S + 1.0
@@ -154,6 +155,7 @@ async def all_on(client: Client, folder: Path) -> list[FrozenFault]:
         "disk.fill": {"size": "1MiB", "path": str(folder)},
         "network.blackhole": {"to": "127.0.0.9", "port": "9"},
         "network.loss": {"to": "127.0.0.8", "percent": 50},
+        "network.port_occupy": {"port": free_port()},
         "process.pause": {"command": str(folder / "paused")},
         "process.kill": {"command": str(folder / "killed"), "restart": True},
     }
@@ -183,7 +185,7 @@ async def all_on(client: Client, folder: Path) -> list[FrozenFault]:
 
 def _look_for(kind: str, fault_id: str, folder: Path) -> Callable[[], bool]:
     """A look that costs next to nothing, where that can be had: it must not itself be late."""
-    if kind.startswith("network."):
+    if kind in {"network.blackhole", "network.loss"}:
         return lambda: table_name(fault_id) in table_names(FAMILY)
     if kind == "process.pause":
         (paused,) = running(folder / "paused")

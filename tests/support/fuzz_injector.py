@@ -37,6 +37,7 @@ _ORDERS: dict[str, dict[str, object]] = {
     "memory.load": {"size": "16MiB"},
     "network.blackhole": {"to": "127.0.0.9", "port": 9999},
     "network.loss": {"to": "127.0.0.8", "percent": 20},
+    "network.port_occupy": {"port": "9000-9010", "protocol": "any"},
     "process.kill": {"command": "no such process anywhere"},
     "process.pause": {"command": "no such process anywhere"},
 }

@@ -2,7 +2,7 @@
 
 The host is a real injector in a network and a mount namespace of its own, with a small disk, with rules and a queueing
 discipline of somebody else's, and with processes that faults may pause and kill. What is compared is read by `tc`,
-`nft`, /proc and statvfs, and beside them by the fingerprint: both must say that nothing is left.
+`nft`, `ss`, /proc and statvfs, and beside them by the fingerprint: both must say that nothing is left.
 """
 
 import asyncio
@@ -138,6 +138,7 @@ class Host:
         return {
             "qdiscs": self.run("tc", "qdisc", "show"),
             "rules": self.run("nft", "--stateless", "list", "ruleset"),
+            "ports": self.run("ss", "--no-header", "--numeric", "--listening", "--tcp", "--udp"),
             "mounts": self.run("cat", "/proc/self/mountinfo"),
             "free blocks and files": str((space.f_bfree, space.f_ffree)),
             "victims": ", ".join(sorted(states)),
@@ -225,6 +226,7 @@ def _choose(host: Host, rng: random.Random) -> list[tuple[str, dict[str, Any]]]:
         ("disk.fill", {"size": f"{rng.randint(1, 200)}MiB", **disk}),
         ("network.blackhole", {"to": "127.0.0.9", "port": rng.randint(1024, 9999)}),
         ("network.loss", {"to": "127.0.0.8", "percent": rng.randint(1, 100)}),
+        ("network.port_occupy", {"port": rng.randint(1024, 9999), "protocol": "any"}),
     ]
     return rng.sample([rng.choice(on_victims), *others], rng.randint(1, FAULTS_MAX))
 

@@ -60,7 +60,7 @@ def _check_peer(text: str) -> str:
     return text
 
 
-def _as_list(value: object) -> object:
+def as_list(value: object) -> object:
     """`80`, `"80"` and `[80, "8000-8080"]` alike: a list of texts. Anything else is left for pydantic to refuse."""
     values = value if isinstance(value, list | tuple) else [value]
     return [str(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in values]
@@ -75,12 +75,12 @@ class NetworkParameters(FaultParameters):
 
     to: Annotated[
         tuple[str, ...],
-        BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+        BeforeValidator(as_list, json_schema_input_type=str | list[str]),
         Field(description="peers: addresses, CIDRs or host names (resolved when the fault starts); default everyone"),
     ] = ()
     port: Annotated[
         tuple[str, ...],
-        BeforeValidator(_as_list, json_schema_input_type=int | str | list[int | str]),
+        BeforeValidator(as_list, json_schema_input_type=int | str | list[int | str]),
         Field(
             description="service ports like 5432 or 8000-8080, TCP and UDP, whichever of the two sides is the server: "
             "a packet is meant when its source or its destination port is one of them"

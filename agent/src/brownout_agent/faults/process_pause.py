@@ -13,6 +13,7 @@ from pathlib import Path
 from brownout_agent.faults.contract import ABLE, Capability, Effect, Facts, Fault, Hold, Host, Meter, Record, Refusal
 from brownout_agent.faults.process_match import ProcessParameters, match
 from brownout_agent.kernel import ptrace
+from brownout_agent.kernel.credentials import has_capability
 from brownout_agent.kernel.processes import ProcessKey, is_alive, key_of, read_stat, send_signal, wait_dead
 
 _STOP_TIMEOUT_S = 5.0
@@ -35,7 +36,7 @@ class ProcessPause(Fault[PauseParameters]):
     Parameters = PauseParameters
 
     def detect(self, host: Host) -> Capability:
-        if _YAMA.exists() and _YAMA.read_text().strip() != "0" and not _has_capability(_CAP_SYS_PTRACE):
+        if _YAMA.exists() and _YAMA.read_text().strip() != "0" and not has_capability(_CAP_SYS_PTRACE):
             return Capability(
                 False, f"{_YAMA} allows tracing of other processes only with CAP_SYS_PTRACE", "run the injector as root"
             )
@@ -142,9 +143,3 @@ class _StopMeter(Meter):
 
 def _keys(facts: Facts) -> list[ProcessKey]:
     return [ProcessKey.from_json(pair) for pair in facts["processes"]]
-
-
-def _has_capability(number: int) -> bool:
-    status = Path("/proc/self/status").read_text()
-    effective = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
-    return bool(effective >> number & 1)

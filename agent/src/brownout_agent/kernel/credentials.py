@@ -25,6 +25,13 @@ class User:
     gid: int
 
 
+def has_capability(number: int) -> bool:
+    """Whether this process has a capability in effect; `number` as in linux/capability.h."""
+    status = Path("/proc/self/status").read_text()
+    effective = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(effective >> number & 1)
+
+
 def stress_user() -> User | None:
     """Whom stressors run as; None where this process cannot become anybody else: it is not root, or root of a user
     namespace that has nobody else.
