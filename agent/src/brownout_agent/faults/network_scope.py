@@ -50,7 +50,12 @@ def parse_port_range(text: str) -> PortRange:
     return first, last
 
 
-def _check_peer(text: str) -> str:
+def check_peer(text: str) -> str:
+    """`text` itself, if it may be an address, a CIDR or a host name.
+
+    Raises:
+        ValueError: it is none.
+    """
     if parse_network(text) is not None:
         return text
     if len(text) > 253 or not _HOST_NAME.fullmatch(text):
@@ -95,7 +100,7 @@ class NetworkParameters(FaultParameters):
     @model_validator(mode="after")
     def _check(self) -> "NetworkParameters":
         for text in self.to:
-            _check_peer(text)
+            check_peer(text)
         for text in self.port:
             parse_port_range(text)
         for name in ("to", "port"):
@@ -220,12 +225,17 @@ def _resolve_networks(peers: tuple[str, ...]) -> tuple[Network, ...]:
     networks: dict[Network, None] = {}  # a dict keeps the order in which people wrote them
     for peer in peers:
         network = parse_network(peer)
-        for found in (network,) if network is not None else _look_up(peer):
+        for found in (network,) if network is not None else look_up(peer):
             networks[found] = None
     return tuple(networks)
 
 
-def _look_up(name: str) -> list[Network]:
+def look_up(name: str) -> list[Network]:
+    """The addresses of a name, or of an address itself, as this host finds them.
+
+    Raises:
+        Refusal: it finds none.
+    """
     try:
         answers = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
