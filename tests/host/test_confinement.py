@@ -35,6 +35,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "network.port_occupy": {"port": 9009},
     "process.pause": {"pid": VICTIM},
     "process.kill": {"pid": VICTIM},
+    "process.fd_exhaustion": {"pid": VICTIM},
 }
 NEEDED_BY = {
     "CAP_NET_ADMIN": "network.loss",

@@ -14,6 +14,11 @@ FAULT_S = 60.0
 RESTART_S = 3.0
 """What process.kill allows a program that it starts again to be itself (_START_TIMEOUT_S)."""
 VICTIM = "import signal\nwhile True: signal.pause()"
+_SUPERVISOR = """import os, sys
+while True:
+    os.waitpid(os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-S", "-c", *sys.argv[1:4]]), 0)
+"""
+"""Starts a victim, and again whenever it has died. Its own command line does not end as the victim's does."""
 
 
 class Phase(StrEnum):
@@ -32,6 +37,9 @@ class Seen(StrEnum):
     LOSS = "some of 24 datagrams that do not arrive"
     STILL = "a victim that stands still"
     MISSING = "a victim that does not run"
+    CRASHING = "a process of the fault's own that kills a victim whenever its supervisor has started it"
+    LIMITED = "a victim that may have next to no descriptors"
+    FULL = "a victim whose control group may have no more processes"
 
 
 @dataclass(frozen=True)
@@ -54,9 +62,16 @@ class FaultCase:
     @property
     def has_victim(self) -> bool:
         """Whether it is done to a process."""
-        return self.seen in {Seen.STILL, Seen.MISSING}
+        return self.seen in {Seen.STILL, Seen.MISSING, Seen.CRASHING, Seen.LIMITED, Seen.FULL}
+
+    def victim_argv(self, python: str, tag: str) -> list[str]:
+        """What runs the victim of this fault; the command line of the victim itself ends with the tag."""
+        if self.seen is Seen.CRASHING:
+            return [python, "-S", "-c", _SUPERVISOR, VICTIM, _SUPERVISED, tag, "supervisor"]
+        return [python, "-S", "-c", VICTIM, tag]
 
 
+_SUPERVISED = "supervised"
 SILENT_TO, LOSSY_TO = "127.0.0.9", "127.0.0.8"
 FAULTS = (
     FaultCase("cpu.load", {"percent": 5, "of": "own", "cores": "0"}, Seen.HOLDER),
@@ -68,9 +83,12 @@ FAULTS = (
     FaultCase("network.port_occupy", {"port": 9009, "protocol": "any"}, Seen.HOLDER),
     FaultCase("process.pause", {"command": "{tag}"}, Seen.STILL),
     FaultCase("process.kill", {"command": "{tag}", "restart": True}, Seen.MISSING),
+    FaultCase("process.crash_loop", {"command": f"-c {VICTIM} {_SUPERVISED} {{tag}}", "every": "1s"}, Seen.CRASHING),
+    FaultCase("process.fd_exhaustion", {"command": "{tag}"}, Seen.LIMITED),
+    FaultCase("process.pid_exhaustion", {"command": "{tag}"}, Seen.FULL),
 )
-UML_FAULTS = tuple(fault for fault in FAULTS if fault.seen not in {Seen.SILENCE, Seen.LOSS})
-"""User-mode Linux 6.1 has no nftables for IP."""
+UML_FAULTS = tuple(fault for fault in FAULTS if fault.seen not in {Seen.SILENCE, Seen.LOSS, Seen.FULL})
+"""User-mode Linux 6.1 has no nftables for IP, and its victims are in no control groups of their own."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ _HEAD = """# The death matrix
 A fault always ends. A *cell* is a fault under a column (what happens to the host) in a phase: *inject* strikes at a
 random instant after the orders, *hold* with all faults on, *undo* at a random instant after the stops. In one trial all
 faults of a host are on at once. Programs are the real ones: the controller's fleet server over mutual TLS, agent,
-injector, watchdog. Whether a fault is on is read from the kernel by another process: processes of `/proc`, the state of
-victims, datagrams that do not arrive. Afterwards the host must run nothing but what it ran before, each victim once,
+injector, watchdog. Whether a fault is on is read from the kernel by another process: processes of `/proc`, the state
+and limits of victims, datagrams that do not arrive. Afterwards the host must run nothing but what it ran before, each
+victim once and as free as before,
 without a table or control group of ours, and with its disk as free as before; otherwise something was *left*, which
 counts against every cell of that trial.
 
@@ -38,8 +39,9 @@ counts as 0 and is left out of the percentiles. Looks are 50 ms apart, 100 ms in
 - **clock**: the wall clock of a user-mode Linux host is stepped; faults must end when their time is up. These hosts
   have one slow core, so their bound is 5 s, and 15 s more for the start of a program.
 
-User-mode Linux has no nftables for IP, so the two network faults have no cells under *power cut* and *clock*. Their
-rules are the kernel's and end with it. That the kernel ends a timed rule with no process alive is shown on a host under
+User-mode Linux has no nftables for IP, and its victims have no control groups of their own: the faults that need them
+have no cells under *power cut* and *clock*. What these change is the kernel's and ends with it. That the kernel ends a
+timed rule with no process alive is shown on a host under
 QEMU: [test_kernel_ended.py](../tests/host/test_kernel_ended.py).
 """
 

@@ -15,9 +15,9 @@ import uuid
 from collections.abc import Collection
 from pathlib import Path
 
-from tests.support.deaths import FAULTS, VICTIM, FaultCase
+from tests.support.deaths import FAULTS, FaultCase, Seen
 from tests.support.deaths_controller import ControllerLink
-from tests.support.deaths_kernel import Datagrams, Process, ProcessReader, control_groups_of, strangers
+from tests.support.deaths_kernel import PIDS_GROUPS, Datagrams, Process, ProcessReader, control_groups_of, strangers
 
 BIN = Path(sys.executable).parent
 NAMESPACES = Path("/run/netns")
@@ -63,6 +63,8 @@ class Host:
         self.programs: dict[str, asyncio.subprocess.Process] = {}
         self.tags = {fault: f"victim-{uuid.uuid4().hex}" for fault in FAULTS}
         self.group = MEMORY_GROUPS / f"deaths-{uuid.uuid4().hex[:8]}"
+        self._full_group = PIDS_GROUPS / self.group.name
+        """Of the one victim whose fault is about its group."""
         self._address = f"10.99.{number // 250 + 1}.{number % 250 + 1}/16"
         self._image = self.folder / "image"
         self._joined = False
@@ -84,7 +86,8 @@ class Host:
         namespace = NAMESPACES / self.name
         self.network = namespace.stat().st_ino
         self.datagrams = Datagrams(namespace, FAULTS)
-        self.group.mkdir()
+        for group in (self.group, self._full_group):
+            group.mkdir()
         with self._image.open("wb") as file:
             file.truncate(_DISK_BYTES)
         await run("mkfs.ext4", "-q", "-m", "0", self._image)
@@ -103,14 +106,15 @@ class Host:
         await run("ip", "link", "delete", self.cable)
         await run("ip", "netns", "delete", self.name)
         async with asyncio.timeout(10):
-            while not _removed(self.group):
+            while not (_removed(self.group) and _removed(self._full_group)):
                 await asyncio.sleep(0.02)
 
     async def start(self) -> None:
         """Bring up what is not up: victims, injector, agent, and the stream to the controller."""
         for fault, tag in self.tags.items():
             if fault.has_victim and self._is_down(tag) and not _victim_runs(tag):
-                await self._spawn(tag, sys.executable, "-S", "-c", VICTIM, tag, in_group=False)
+                group = self._full_group if fault.seen is Seen.FULL else MEMORY_GROUPS
+                await self._spawn(tag, *fault.victim_argv(sys.executable, tag), group=group)
         if self._is_down("injector"):
             await self.start_injector()
         if not self._joined:
@@ -266,8 +270,9 @@ class Host:
     async def _mount(self) -> None:
         await run("mount", "-o", "loop,errors=remount-ro", self._image, self.disk)
 
-    async def _spawn(self, name: str, *argv: object, in_group: bool = True) -> asyncio.subprocess.Process:
-        enter = [str(BIN / "python"), "-S", "-c", _JOIN, str(self.group if in_group else MEMORY_GROUPS)]
+    async def _spawn(self, name: str, *argv: object, group: Path | None = None) -> asyncio.subprocess.Process:
+        """In the host's own control group, or in another."""
+        enter = [str(BIN / "python"), "-S", "-c", _JOIN, str(group or self.group)]
         with (self.folder / f"{name}.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *enter, "nsenter", f"--net={NAMESPACES / self.name}", "--", *map(str, argv),
@@ -283,6 +288,8 @@ _HOG = "import sys\nwith open(sys.argv[1],'wb') as f:\n for _ in range(int(sys.a
 
 def _removed(group: Path) -> bool:
     """Whether a control group and those in it could be removed: the kernel is a moment behind the last process."""
+    if not group.exists():
+        return True
     try:
         for inner in (*group.glob("*/"), group):
             inner.rmdir()

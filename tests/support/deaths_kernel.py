@@ -6,6 +6,7 @@ Needs only the standard library, since it also runs inside hosts that have a ker
 import contextlib
 import ctypes
 import os
+import resource
 import select
 import socket
 import threading
@@ -24,6 +25,9 @@ _ARG_START = 45
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _CLONE_NEWNET = 0x40000000
 _DATAGRAMS = 24
+_NEXT_TO_NONE = 64
+"""Descriptors; no host limits its processes to so few."""
+PIDS_GROUPS = Path("/sys/fs/cgroup/pids")
 _OURS = ("brownout-agent", "brownout-injector", "brownout_agent.injector.main", "brownout_agent.agent.main")
 
 
@@ -128,6 +132,10 @@ def _is_there(fault: FaultCase, tag: str, processes: list[Process], datagrams: D
             return victim_state(tag, processes) in {"t", "T"}
         case Seen.MISSING:
             return victim_state(tag, processes) is None
+        case Seen.CRASHING:
+            return any(fault.kind in process.line for process in holders(processes))
+        case Seen.LIMITED | Seen.FULL:
+            return is_limited(fault, tag, processes)
 
 
 def holders(processes: list[Process]) -> list[Process]:
@@ -142,6 +150,23 @@ def victim_state(tag: str, processes: list[Process]) -> str | None:
     return next((one.state for one in processes if one.line.rstrip().endswith(tag) and not one.is_dead), None)
 
 
+def is_limited(fault: FaultCase, tag: str, processes: list[Process]) -> bool:
+    """Whether the fault's victim has the limit that the fault is about, by /proc and by its control group."""
+    pid = _victim_pid(tag, processes)
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        if pid is not None and fault.seen is Seen.LIMITED:
+            return resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] < _NEXT_TO_NONE
+        if pid is not None and fault.seen is Seen.FULL:
+            groups = (_PROC / str(pid) / "cgroup").read_text().splitlines()
+            (path,) = (line.split(":", 2)[2] for line in groups if line.split(":", 2)[1] == "pids")
+            return Path(f"{PIDS_GROUPS}{path}/pids.max").read_text() != "max\n"
+    return False
+
+
+def _victim_pid(tag: str, processes: list[Process]) -> int | None:
+    return next((one.pid for one in processes if one.line.rstrip().endswith(tag) and not one.is_dead), None)
+
+
 def strangers(tags: Mapping[FaultCase, str], processes: list[Process]) -> list[str]:
     """What a host should not run once its faults are gone: everything but our three programs and victims that run."""
     left = []
@@ -154,6 +179,8 @@ def strangers(tags: Mapping[FaultCase, str], processes: list[Process]) -> list[s
         states = [one.state for one in processes if one.line.rstrip().endswith(tag) and not one.is_dead]
         if fault.has_victim and not (len(states) == 1 and states[0] in "RS"):
             left.append(f"of {fault.kind} there is not one victim that runs, but those in states {states}")
+        if is_limited(fault, tag, processes):
+            left.append(f"the victim of {fault.kind} is still limited")
     return left
 
 

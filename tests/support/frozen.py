@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import resource
 import shutil
 import signal
 import time
@@ -25,12 +26,15 @@ from brownout_protos.v1 import fault_pb2
 
 from tests.support.injectors import ACCEPTED, Client, connect, holders, injector, new_id, running, watchdogs_done
 from tests.support.services import free_port
+from tests.support.told_program import pids_group, pids_group_of
 
 LEASE_S = 5.0
 KERNEL_BOUND_S = LEASE_S + 1.0
 RESTART_BOUND_S = KERNEL_BOUND_S + 5.0
 """`process.kill` with `restart`: its end is work, a program that starts others."""
 WATCHDOG_BOUND_S = 30.0
+UNDONE = frozenset({"process.kill", "process.fd_exhaustion", "process.pid_exhaustion"})
+"""What somebody must undo, since no death of a process does."""
 PARTS = ("agent", "injector", "holders", "watchdog")
 COMBINATIONS = tuple(
     chosen for count in range(1, len(PARTS) + 1) for chosen in itertools.combinations(PARTS, count)
@@ -58,10 +62,10 @@ class FrozenFault:
 
 def bound_s(kind: str, frozen: tuple[str, ...]) -> float | None:
     """Within what time a fault has to be gone when these are stopped; None where nobody is left who could end it."""
-    if kind != "process.kill":
+    if kind not in UNDONE:
         return KERNEL_BOUND_S
     if "injector" not in frozen:
-        return RESTART_BOUND_S
+        return RESTART_BOUND_S if kind == "process.kill" else KERNEL_BOUND_S
     return None if "watchdog" in frozen else WATCHDOG_BOUND_S
 
 
@@ -106,20 +110,22 @@ async def freeze(folder: Path, frozen: tuple[str, ...]) -> dict[str, float | Non
 
 @contextlib.asynccontextmanager
 async def victims(folder: Path) -> AsyncIterator[None]:
-    """Two programs of this folder run: one to be paused, one to be killed."""
-    programs = [folder / "paused", folder / "killed"]
+    """Programs of this folder run, each for a fault of its own; one of them in a control group of its own."""
+    programs = [folder / name for name in ("paused", "killed", "looping", "limited", "crowded")]
     processes = []
     for program in programs:
         shutil.copy("/bin/sleep", program)
         processes.append(await asyncio.create_subprocess_exec(program, "3600", start_new_session=True))
-    try:
-        yield
-    finally:
-        for program in programs:
-            for pid in running(program):
-                os.kill(pid, signal.SIGKILL)
-        for process in processes:
-            await process.wait()
+    with pids_group() as group:
+        (group / "cgroup.procs").write_text(str(processes[-1].pid))
+        try:
+            yield
+        finally:
+            for program in programs:
+                for pid in running(program):
+                    os.kill(pid, signal.SIGKILL)
+            for process in processes:
+                await process.wait()
 
 
 @contextlib.asynccontextmanager
@@ -158,6 +164,9 @@ async def all_on(client: Client, folder: Path) -> list[FrozenFault]:
         "network.port_occupy": {"port": free_port()},
         "process.pause": {"command": str(folder / "paused")},
         "process.kill": {"command": str(folder / "killed"), "restart": True},
+        "process.crash_loop": {"command": str(folder / "looping"), "every": "1s"},
+        "process.fd_exhaustion": {"command": str(folder / "limited")},
+        "process.pid_exhaustion": {"command": str(folder / "crowded")},
     }
     faults = []
     for kind, parameters in orders.items():
@@ -192,6 +201,12 @@ def _look_for(kind: str, fault_id: str, folder: Path) -> Callable[[], bool]:
         return lambda: _state(paused) != "S"
     if kind == "process.kill":
         return lambda: "S" not in map(_state, running(folder / "killed"))
+    if kind == "process.fd_exhaustion":
+        (limited,) = running(folder / "limited")
+        return lambda: resource.prlimit(limited, resource.RLIMIT_NOFILE) != resource.getrlimit(resource.RLIMIT_NOFILE)
+    if kind == "process.pid_exhaustion":
+        group = pids_group_of(*running(folder / "crowded"))
+        return lambda: (group / "pids.max").read_text() != "max\n"
     keys = [key for pid in holders(fault_id) if (key := key_of(pid)) is not None]
     return lambda: any(map(is_alive, keys))
 

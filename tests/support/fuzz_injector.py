@@ -38,8 +38,11 @@ _ORDERS: dict[str, dict[str, object]] = {
     "network.blackhole": {"to": "127.0.0.9", "port": 9999},
     "network.loss": {"to": "127.0.0.8", "percent": 20},
     "network.port_occupy": {"port": "9000-9010", "protocol": "any"},
+    "process.crash_loop": {"command": "no such process anywhere"},
+    "process.fd_exhaustion": {"command": "no such process anywhere"},
     "process.kill": {"command": "no such process anywhere"},
     "process.pause": {"command": "no such process anywhere"},
+    "process.pid_exhaustion": {"command": "no such process anywhere"},
 }
 _COSTLY = {"inspect": 0.002, "fingerprint": 0.002, "halt": 0.05}
 """What asks for work by its nature is asked for less often."""

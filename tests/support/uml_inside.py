@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.support.deaths import UML_FAULTS, VICTIM
+from tests.support.deaths import UML_FAULTS
 from tests.support.deaths_kernel import (
     Datagrams,
     Process,
@@ -53,7 +53,7 @@ class Inside:
         (STATE / "scratch").mkdir(exist_ok=True)
         for fault, tag in self._tags.items():
             if fault.has_victim:
-                subprocess.Popen([sys.executable, "-S", "-c", VICTIM, tag])
+                subprocess.Popen(fault.victim_argv(sys.executable, tag))
         reaping = [*_INJECTOR, "reap", "--state-dir", str(STATE / "injector")]
         reaped = subprocess.run(reaping, capture_output=True, text=True, check=False)
         self.say(reaped=reaped.stdout, code=reaped.returncode, boottime_s=time.clock_gettime(time.CLOCK_BOOTTIME))

@@ -8,12 +8,13 @@ discipline of somebody else's, and with processes that faults may pause and kill
 import asyncio
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 from brownout_agent.fingerprint import Fingerprint, from_wire
 from brownout_agent.frames import to_value
+from brownout_agent.kernel import own_groups
 from brownout_agent.kernel.cgroups import PREFIX, group_folders
 from brownout_controller.analysis.residue import find_residue
 from brownout_controller.record import ResidueState
@@ -33,7 +35,16 @@ DISK_BYTES = 512 * MIB
 FAULTS_MAX = 3
 EQUAL_WITHIN_S = 5.0
 _VICTIMS = 2
+_STARTED_WITHIN_S = 5.0
 _VICTIM = "import time\nprint('ready', flush=True)\nwhile True: time.sleep(0.05)"
+_SUPERVISOR = """
+import os, sys
+while True:
+    argv = [sys.executable, "-S", "-c", sys.argv[1], os.environ["BROWNOUT_SUPERVISED"]]
+    os.waitpid(os.spawnv(os.P_NOWAIT, sys.executable, argv), 0)
+"""
+"""Its own command line does not name what it starts again and again."""
+_JOIN = "import os,sys\nopen(sys.argv[1],'w').write('0')\nos.execvp(sys.argv[2],sys.argv[2:])"
 _FOREIGN_RULES = """
 table inet firewall { chain in { type filter hook input priority 0; tcp dport 9 counter accept; }; }
 table ip brown { set peers { type ipv4_addr; elements = { 10.0.0.1 }; }; }
@@ -67,6 +78,8 @@ class Host:
     replies: dict[str, fault_pb2.OrderReply] = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
     """The latest about each fault."""
+    group: Path | None = None
+    """The victims' own control group, where groups here count processes."""
     _life: AsyncExitStack = field(default_factory=AsyncExitStack)
     _children: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
@@ -77,6 +90,11 @@ class Host:
     @property
     def tag(self) -> str:
         return f"victim-of-{self.folder.name}"
+
+    @property
+    def supervised(self) -> str:
+        """The tag of a process whose supervisor starts it again whenever it has died."""
+        return f"supervised-of-{self.folder.name}"
 
     def run(self, *argv: object, stdin: str = "") -> str:
         """A program in the host's namespaces; what it prints."""
@@ -106,42 +124,57 @@ class Host:
     def spawn_victims(self) -> None:
         """Processes that faults may pause and kill."""
         for _ in range(_VICTIMS):
-            argv = [*self.inside, sys.executable, "-S", "-c", _VICTIM, self.tag]
-            victim = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-            self._children.append(victim)
-            assert victim.stdout is not None
-            assert victim.stdout.readline() == b"ready\n"
-            victim.stdout.close()
+            self._spawn(_VICTIM, self.tag, group=self.group)
+        # In no group of ours: it must be able to start another while a fault is on the group of the others.
+        self._spawn(_SUPERVISOR, _VICTIM, BROWNOUT_SUPERVISED=self.supervised)
+
+    def _spawn(self, *argv: str, group: Path | None = None, **environment: str) -> None:
+        """Returns when it, or what it has started, is ready. Its pipe stays open: whoever comes back writes to it."""
+        join = [] if group is None else [sys.executable, "-S", "-c", _JOIN, str(group / "cgroup.procs")]
+        child = subprocess.Popen(
+            [*join, *self.inside, sys.executable, "-S", "-c", *argv],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, **environment},
+        )  # fmt: skip
+        self._children.append(child)
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
 
     def end_victims(self) -> None:
         """Those that we started, and those that an undo has started again."""
-        for pid in self.victims():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for child in self._children:
+            child.kill()  # a supervisor first
+        for tag in (self.tag, self.supervised):
+            for pid in self.victims(tag):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         for child in self._children:
             child.wait()
+            assert child.stdout is not None
+            child.stdout.close()
+        self._children.clear()
 
-    def victims(self) -> dict[int, str]:
-        """State letters by pid, without the dead."""
-        found = {}
+    def victims(self, tag: str = "") -> dict[int, str]:
+        """State letters by pid, without the dead; of those with another tag if asked for."""
+        found, wanted = {}, (tag or self.tag).encode()
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(FileNotFoundError, ProcessLookupError):
                 state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-                if state not in "ZX" and self.tag.encode() in (entry / "cmdline").read_bytes().split(b"\0"):
+                if state not in "ZX" and wanted in (entry / "cmdline").read_bytes().split(b"\0"):
                     found[int(entry.name)] = state
         return found
 
     def kernel(self) -> dict[str, str]:
         """What administrators' tools show of this host."""
         space = os.statvfs(self.disk)
-        states = ("runs" if state in _STATE_IS_WELL else f"is in state {state}" for state in self.victims().values())
         return {
             "qdiscs": self.run("tc", "qdisc", "show"),
             "rules": self.run("nft", "--stateless", "list", "ruleset"),
             "ports": self.run("ss", "--no-header", "--numeric", "--listening", "--tcp", "--udp"),
             "mounts": self.run("cat", "/proc/self/mountinfo"),
             "free blocks and files": str((space.f_bfree, space.f_ffree)),
-            "victims": ", ".join(sorted(states)),
+            "victims": self._states(self.tag),
+            "supervised": self._supervised_states(),
+            "limits": ", ".join(sorted({*self._limits()})),
             "groups": ", ".join(self._groups()),
             "holders": ", ".join(str(pid) for fault_id in [*self.states] for pid in holders(fault_id)),
         }
@@ -165,6 +198,25 @@ class Host:
         if message.HasField("reply"):
             self.replies[message.reply.fault_id] = message.reply
         return False
+
+    def _states(self, tag: str) -> str:
+        states = self.victims(tag).values()
+        return ", ".join(sorted("runs" if state in _STATE_IS_WELL else f"is in state {state}" for state in states))
+
+    def _supervised_states(self) -> str:
+        """What is being started again is as good as there."""
+        deadline_s = time.monotonic() + _STARTED_WITHIN_S
+        while not (states := self._states(self.supervised)) and time.monotonic() < deadline_s:
+            time.sleep(0.005)
+        return states
+
+    def _limits(self) -> Iterator[str]:
+        """Of the victims' descriptors, and of their group's processes."""
+        for pid in [*self.victims(), *self.victims(self.supervised)]:
+            with suppress(ProcessLookupError):
+                yield f"descriptors {resource.prlimit(pid, resource.RLIMIT_NOFILE)}"
+        if self.group is not None:
+            yield f"processes {(self.group / 'pids.max').read_text()}"
 
     def _groups(self) -> list[str]:
         """Our control groups that name a fault of this host."""
@@ -192,6 +244,7 @@ async def undo_host(folder: Path, under: tuple[str, ...] = ()) -> AsyncIterator[
             host.run("ip", "link", "set", "lo", "up")
             host.run("tc", "qdisc", "add", "dev", "lo", "root", "handle", "7:", "tbf", *_TBF)
             host.run("nft", "-f", "-", stdin=_FOREIGN_RULES)
+            host.group = make_pids_group()
             host.spawn_victims()
             await host.start()
             try:
@@ -202,6 +255,19 @@ async def undo_host(folder: Path, under: tuple[str, ...] = ()) -> AsyncIterator[
             host.end_victims()
             keeper.kill()
             await keeper.wait()
+            if host.group is not None:
+                host.group.rmdir()
+
+
+def make_pids_group() -> Path | None:
+    """A group that counts processes, where one of ours would be; None where none can be had."""
+    for parent in own_groups.parents():
+        group = parent / f"undo-{uuid.uuid4().hex[:8]}"
+        group.mkdir()
+        if (group / "pids.max").exists():
+            return group
+        group.rmdir()
+    return None
 
 
 def _is_apart(pid: int) -> bool:
@@ -218,6 +284,8 @@ def _choose(host: Host, rng: random.Random) -> list[tuple[str, dict[str, Any]]]:
     on_victims: list[tuple[str, dict[str, Any]]] = [
         ("process.pause", {"command": host.tag}),
         ("process.kill", {"command": host.tag, "restart": True}),
+        ("process.fd_exhaustion", {"command": host.tag, "leave": rng.randint(0, 5)}),
+        *([("process.pid_exhaustion", {"command": host.tag})] if host.group else []),
     ]
     others: list[tuple[str, dict[str, Any]]] = [
         ("cpu.load", {"percent": 1, "of": "own", "cores": "0"}),
@@ -226,6 +294,7 @@ def _choose(host: Host, rng: random.Random) -> list[tuple[str, dict[str, Any]]]:
         ("disk.fill", {"size": f"{rng.randint(1, 200)}MiB", **disk}),
         ("network.blackhole", {"to": "127.0.0.9", "port": rng.randint(1024, 9999)}),
         ("network.loss", {"to": "127.0.0.8", "percent": rng.randint(1, 100)}),
+        ("process.crash_loop", {"command": host.supervised, "every": "1s"}),
         ("network.port_occupy", {"port": rng.randint(1024, 9999), "protocol": "any"}),
     ]
     return rng.sample([rng.choice(on_victims), *others], rng.randint(1, FAULTS_MAX))

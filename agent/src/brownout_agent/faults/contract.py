@@ -116,6 +116,9 @@ class Host:
     """Where disk faults work when the parameters do not say."""
     folders: tuple[str, ...] | None = None
     """The policy's `paths` for this kind of fault: it works in these folders and below them only; None: anywhere."""
+    unfinished: tuple[tuple[str, Facts], ...] = ()
+    """Kind and facts of each fault that is on here, or not seen undone yet. Of two that change the same thing, neither
+    could give back what was before."""
     interfaces: tuple[str, ...] | None = None
     """The policy's `interfaces` for this kind of fault: it touches no packets of others; None: of any."""
 

@@ -35,6 +35,11 @@ from brownout_agent.kernel.processes import ProcessKey, is_alive, send_signal, w
 
 SignalName = Literal["KILL", "TERM", "INT", "QUIT", "HUP", "ABRT", "SEGV", "BUS"]
 """Those that end a process which does not care for them (signal(7))."""
+EndingSignal = Annotated[
+    SignalName,
+    BeforeValidator(lambda name: name.upper().removeprefix("SIG") if isinstance(name, str) else name),
+    Field(description="with or without SIG; a process can catch all but KILL"),
+]
 _LARGEST_FACTS = 128 * 1024
 """The journal keeps the facts once for each mark of the fault, and must have room for all of them."""
 _DYING_TIMEOUT_S = 0.5
@@ -46,11 +51,7 @@ _POLL_S = 0.02
 class KillParameters(ProcessParameters):
     """Which processes end, how, and whether they come back."""
 
-    signal: Annotated[
-        SignalName,
-        BeforeValidator(lambda name: name.upper().removeprefix("SIG") if isinstance(name, str) else name),
-        Field(description="with or without SIG; a process can catch all but KILL"),
-    ] = "KILL"
+    signal: EndingSignal = "KILL"
     restart: bool = Field(False, description="at the end, start again what nobody else has brought back by then")
 
 
@@ -66,14 +67,7 @@ class ProcessKill(Fault[KillParameters]):
     Parameters = KillParameters
 
     def detect(self, host: Host) -> Capability:
-        try:
-            # The way in which apply will do it, with the signal that does nothing.
-            descriptor = os.pidfd_open(os.getpid())
-            signal.pidfd_send_signal(descriptor, 0)
-            os.close(descriptor)
-        except OSError as error:
-            return Capability(False, f"signals by pidfd are refused: {error}", "use Linux 5.3 or later, or allow them")
-        return ABLE
+        return can_signal()
 
     def prepare(self, parameters: KillParameters, host: Host) -> Facts:
         chosen = match(parameters, host)
@@ -125,6 +119,17 @@ class ProcessKill(Fault[KillParameters]):
 
     def measure(self, record: Record[KillParameters], host: Host) -> Meter:
         return _DeathMeter(record)
+
+
+def can_signal() -> Capability:
+    """By the way in which faults do it, with the signal that does nothing."""
+    try:
+        descriptor = os.pidfd_open(os.getpid())
+        signal.pidfd_send_signal(descriptor, 0)
+        os.close(descriptor)
+    except OSError as error:
+        return Capability(False, f"signals by pidfd are refused: {error}", "use Linux 5.3 or later, or allow them")
+    return ABLE
 
 
 class _DeathMeter(Meter):

@@ -87,6 +87,10 @@ class Untouchable:
         return cls(frozenset(own), frozenset(host.protected_names))
 
 
+class NobodyMatches(Refusal):
+    """There is no such process in this host's own network namespace."""
+
+
 def read_process(pid: int) -> Process | None:
     """The process that has this pid now, None where there is none or only its remains (a zombie)."""
     stat = read_stat(pid)
@@ -140,8 +144,7 @@ def match(parameters: ProcessParameters, host: Host) -> list[Process]:
     Raises:
         Refusal: nobody matches, or somebody who must not be touched.
     """
-    uid = None if parameters.user is None else _uid_of(parameters.user)
-    chosen = select(parameters, uid, read_processes(), Untouchable.of(host))
+    chosen = select(parameters, uid_of(parameters), read_processes(), Untouchable.of(host))
     for process in chosen:
         try:
             os.kill(process.key.pid, 0)
@@ -166,14 +169,14 @@ def select(
         elsewhere = [process for process in wanted if not process.own_network]
         wanted = [process for process in wanted if process.own_network and not process.is_kernel_thread]
         if not wanted and elsewhere:
-            raise Refusal(
+            raise NobodyMatches(
                 f"{parameters.text} matches only in other network namespaces: {_listed(elsewhere)}",
                 "name one process by `pid`, or inject on the host whose network that is",
             )
     if not wanted:
-        raise Refusal(f"no process matches {parameters.text}", _nearest(parameters, processes))
+        raise NobodyMatches(f"no process matches {parameters.text}", _nearest(parameters, processes))
     for process in wanted:
-        _refuse_untouchable(process, untouchable)
+        refuse_untouchable(process, untouchable)
     return _parents_first(wanted)
 
 
@@ -197,7 +200,8 @@ def _names_of(process: Process) -> set[str]:
     return names
 
 
-def _refuse_untouchable(process: Process, untouchable: Untouchable) -> None:
+def refuse_untouchable(process: Process, untouchable: Untouchable) -> None:
+    """Raises Refusal for a process that no fault may touch. Pure."""
     remedy = "narrow the match with `process`, `command`, `user` or `pid`"
     if process.key.pid == 1:
         raise Refusal("pid 1 is this host's init process, which no fault touches", remedy)
@@ -230,9 +234,15 @@ def _nearest(parameters: ProcessParameters, processes: list[Process]) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"running here: {', '.join(names[:12])}"
 
 
-def _uid_of(user: str) -> int:
+def uid_of(parameters: ProcessParameters) -> int | None:
+    """Of the user that was asked for, None for any.
+
+    Raises:
+        Refusal: this host has no such user.
+    """
+    user = parameters.user
     try:
-        return int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
+        return None if user is None else int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
     except KeyError as error:
         raise Refusal(f"this host has no user {user}", "check it with `getent passwd`") from error
 

@@ -54,6 +54,11 @@ class Program:
     def of(cls, process: Process) -> "Program":
         return cls(process.exe, untitled(process.argv), process.own_network)
 
+    @property
+    def digest(self) -> str:
+        """The same for equal programs, and without their arguments, which may hold secrets."""
+        return hashlib.sha256("\0".join((self.exe, *self.argv)).encode(errors="surrogateescape")).hexdigest()[:16]
+
 
 @dataclass(frozen=True, slots=True)
 class Image:

@@ -209,6 +209,11 @@ class Journal:
         """Every fault that was begun and not yet seen clean, the oldest first."""
         return [entry for entry in self.entries.values() if entry.mark not in FINISHED]
 
+    @property
+    def begun(self) -> tuple[tuple[str, dict[str, Any]], ...]:
+        """Kind and facts of each of these."""
+        return tuple((entry.kind, entry.facts) for entry in self.unfinished)
+
     def record(self, entry: Entry) -> None:
         """Make a fault durable before anything of it is done.
 

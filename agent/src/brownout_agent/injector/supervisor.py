@@ -76,7 +76,7 @@ class Supervisor:
         fault, parameters = self._check(order)
         arrived_ns = boottime_ns()
         halts = self._halts
-        host = replace(host, protected_pids=host.protected_pids | self._holder_pids())
+        host = replace(host, protected_pids=host.protected_pids | self._holder_pids(), unfinished=self._journal.begun)
         facts = await prepare(fault, parameters, host)
         # The world went on meanwhile: the same order by another connection, a stop, other faults, the injector's end.
         if self._is_known(order.fault_id):

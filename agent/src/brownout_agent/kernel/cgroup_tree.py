@@ -1,5 +1,6 @@
 """Control groups by their names, in every hierarchy that is mounted, version 1 and version 2."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,24 @@ def read_cgroups(prefix: str) -> dict[Path, tuple[int, ...]]:
     """
     found = {group for parent in _parents() for named in _named(parent, prefix) for group in _tree(named)}
     return {group: _members(group) for group in sorted(found)}
+
+
+def members_below(group: Path) -> set[int]:
+    """The processes of a group and of all groups below it. 0 is one of another pid namespace (cgroups(7)).
+
+    Raises:
+        OSError: one cannot be read, so that nobody knows.
+    """
+    found: set[int] = set()
+    for folder in _tree(group):
+        try:
+            found |= set(map(int, (folder / "cgroup.procs").read_text().split()))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:  # a threaded group: its processes are listed in the one above it
+                raise
+    return found
 
 
 def _parents() -> set[Path]:

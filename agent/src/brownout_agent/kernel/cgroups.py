@@ -61,6 +61,25 @@ def memory_limit(pid: int) -> MemoryLimit | None:
     return min(limits, key=lambda limit: limit.room_bytes, default=None)
 
 
+def pids_group(pid: int) -> Path | None:
+    """The nearest group over this process that can limit how many processes there are; None under roots alone.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    return next((group for group in _groups(pid, "pids") if (group / "pids.max").exists()), None)
+
+
+def pids_trees() -> list[Path]:
+    """Where trees of groups that count processes are mounted."""
+    mounts = _mounts((PROC / "self/mountinfo").read_text())
+    return [mount.point for mount in mounts if "pids" in mount.controllers or _counts_processes(mount)]
+
+
+def _counts_processes(mount: _Mount) -> bool:
+    return mount.version == 2 and "pids" in (_read(mount.point / "cgroup.controllers") or "").split()
+
+
 def _quota_of(group: Path) -> CpuQuota | None:
     if (text := _read(group / "cpu.max")) is not None:
         quota, _, period = text.partition(" ")
