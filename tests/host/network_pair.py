@@ -4,13 +4,14 @@
 """
 
 import ctypes
+import errno
 import os
 import select
 import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,46 @@ def tcp_answers(address: str, port: int, timeout_s: float = 0.4) -> bool:
             return connection.recv(16) == b"hello"
     except TimeoutError:
         return False
+
+
+def tcp_error(address: str, port: int, timeout_s: float = 3.0) -> str:
+    """How a new connection and an echo over it fails: `ECONNREFUSED`, `timed out`; "" when it works."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as connection:
+        connection.settimeout(timeout_s)
+        try:
+            connection.connect((address, port))
+        except OSError as error:
+            return _name_of(error)
+        return echo_error(connection)
+
+
+def echo_error(connection: socket.socket) -> str:
+    """How a question over an open connection fails, `ECONNRESET`; "" when it comes back."""
+    try:
+        connection.sendall(b"hello")
+        return "" if connection.recv(16) == b"hello" else "closed"
+    except OSError as error:
+        return _name_of(error)
+
+
+def udp_errors(address: str, port: int, timeout_s: float = 0.4) -> tuple[str, str]:
+    """How sending a datagram fails, and how waiting for its echo then does; "" where it does not."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(timeout_s)
+        client.connect((address, port))
+        return _error_of(lambda: client.send(b"hello")), _error_of(lambda: client.recv(16))
+
+
+def _error_of(work: Callable[[], object]) -> str:
+    try:
+        work()
+    except OSError as error:
+        return _name_of(error)
+    return ""
+
+
+def _name_of(error: OSError) -> str:
+    return errno.errorcode[error.errno] if error.errno else str(error)
 
 
 def udp_answers(address: str, port: int, timeout_s: float = 0.4) -> bool:

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 import pytest
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Host, Peer, Record, Refusal
-from brownout_agent.faults.network_rules import FAMILY, LOTS, drop, ruleset, table_name
+from brownout_agent.faults.network_flap import flap
+from brownout_agent.faults.network_reject import refuse
+from brownout_agent.faults.network_rules import FAMILY, LOTS, Treatment, drop, ruleset, table_name
 from brownout_agent.faults.network_scope import NetworkParameters, Scope, resolve
 from brownout_agent.kernel.nftables import Nftables, NftablesError, table_names
 from brownout_agent.kernel.processes import send_signal
@@ -170,12 +172,13 @@ def test_traffic_is_back_and_no_table_left_when_the_holder_is_killed() -> None:
     asyncio.run(scene())
 
 
-def test_the_lease_alone_ends_it_with_no_process_alive_and_undo_removes_what_is_left() -> None:
+@pytest.mark.parametrize("treatment", [drop(LOTS), refuse("refused"), flap(60_000)], ids=["drop", "refuse", "flap"])
+def test_the_lease_alone_ends_it_with_no_process_alive_and_undo_removes_what_is_left(treatment: Treatment) -> None:
     fault = catalogue()["network.blackhole"]
     parameters = fault.Parameters.model_validate({"to": [FAR, FAR6]})
     record = Record("0123456789abcdef", parameters, fault.prepare(parameters, Host()), 1.0)
     table = table_name(record.fault_id)
-    rules = ruleset(table, Scope.of(parameters, record.facts), drop(LOTS), lease_ms=1_000, owned=False)
+    rules = ruleset(table, Scope.of(parameters, record.facts), treatment, lease_ms=1_000, owned=False)
     began_s = time.monotonic()
     with Nftables() as nft:
         nft.run(rules)
@@ -195,7 +198,7 @@ def test_the_lease_alone_ends_it_with_no_process_alive_and_undo_removes_what_is_
 def udp_answers_or_refused(address: str) -> bool:
     try:
         return udp_answers(address, 7001, timeout_s=0.05)
-    except PermissionError:
+    except (PermissionError, ConnectionRefusedError):
         return False
 
 

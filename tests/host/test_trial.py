@@ -76,7 +76,10 @@ class Echoing(Client):
     async def _prove(self, fault_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with self._lock:
             writer.write(b"x")
-            await reader.readexactly(1)
+            try:
+                await reader.readexactly(1)
+            except (ConnectionError, asyncio.IncompleteReadError):
+                return  # no answer
         self.send(control_alive=injector_pb2.ControlAlive(fault_id=fault_id))
 
     async def told(self, fault_id: str, state: "fault_pb2.FaultState.ValueType") -> fault_pb2.FaultReport:
@@ -106,9 +109,10 @@ async def house(folder: Path, *exempt: tuple[str, int]) -> AsyncIterator[tuple[E
                 await client.writer.wait_closed()
 
 
-def blackhole(client: Client, fault_id: str) -> None:
-    """Cut this host off from everybody, but for what is exempt."""
-    client.inject(fault_id, kind="network.blackhole", parameters={}, duration_ms=60_000, lease_ms=60_000)
+def blackhole(client: Client, fault_id: str, kind: str = "network.blackhole", **parameters: str) -> None:
+    """Cut this host off from everybody, but for what is exempt; by another fault if need be."""
+    values = {name: to_value(value) for name, value in parameters.items()}
+    client.inject(fault_id, kind=kind, parameters=values, duration_ms=60_000, lease_ms=60_000)
 
 
 async def gone_after(fault_id: str, within_s: float) -> float:
@@ -119,11 +123,23 @@ async def gone_after(fault_id: str, within_s: float) -> float:
     return time.monotonic() - begun_s
 
 
-def test_a_fault_that_cuts_the_agents_own_stream_goes_by_itself_and_says_why(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"kind": "network.blackhole"},
+        {"kind": "network.reject"},
+        {"kind": "network.reset"},
+        {"kind": "network.flap", "every": "10m", "down": "9m"},
+    ],
+    ids=lambda cut: cut["kind"],
+)
+def test_a_fault_that_cuts_the_agents_own_stream_goes_by_itself_and_says_why(
+    tmp_path: Path, cut: dict[str, str]
+) -> None:
     async def scene() -> None:
         async with house(tmp_path) as (client, _):  # the controller is left out of what is exempt
             fault_id = new_id()
-            blackhole(client, fault_id)
+            blackhole(client, fault_id, **cut)
             await client.told(fault_id, fault_pb2.ACTIVE)
             await gone_after(fault_id, TRIAL_S + SLACK_S)
             undoing = await client.told(fault_id, fault_pb2.UNDOING)

@@ -35,6 +35,7 @@ class Seen(StrEnum):
     HOLDER = "a process of the fault's own"
     SILENCE = "a datagram that does not arrive"
     LOSS = "some of 24 datagrams that do not arrive"
+    RESET = "a connection that is reset"
     STILL = "a victim that stands still"
     MISSING = "a victim that does not run"
     CRASHING = "a process of the fault's own that kills a victim whenever its supervisor has started it"
@@ -50,7 +51,7 @@ class FaultCase:
     parameters: dict[str, object] = field(hash=False)
     seen: Seen
     to: str = ""
-    """Where datagrams are sent."""
+    """Where datagrams are sent, or a connection goes."""
 
     def filled_in(self, tag: str, scratch: str) -> dict[str, object]:
         """The parameters of one trial."""
@@ -73,6 +74,7 @@ class FaultCase:
 
 _SUPERVISED = "supervised"
 SILENT_TO, LOSSY_TO = "127.0.0.9", "127.0.0.8"
+REFUSED_TO, RESET_TO, FLAPPING_TO = "127.0.0.6", "127.0.0.5", "127.0.0.4"
 FAULTS = (
     FaultCase("cpu.load", {"percent": 5, "of": "own", "cores": "0"}, Seen.HOLDER),
     FaultCase("memory.load", {"size": "16MiB", "reserve": "64MiB"}, Seen.HOLDER),
@@ -81,13 +83,16 @@ FAULTS = (
     FaultCase("network.blackhole", {"to": SILENT_TO, "port": 9}, Seen.SILENCE, SILENT_TO),
     FaultCase("network.loss", {"to": LOSSY_TO, "percent": 50}, Seen.LOSS, LOSSY_TO),
     FaultCase("network.port_occupy", {"port": 9009, "protocol": "any"}, Seen.HOLDER),
+    FaultCase("network.reject", {"to": REFUSED_TO, "port": 9}, Seen.SILENCE, REFUSED_TO),
+    FaultCase("network.reset", {"to": RESET_TO, "connections": "both"}, Seen.RESET, RESET_TO),
+    FaultCase("network.flap", {"to": FLAPPING_TO, "every": "10m", "down": "9m"}, Seen.SILENCE, FLAPPING_TO),
     FaultCase("process.pause", {"command": "{tag}"}, Seen.STILL),
     FaultCase("process.kill", {"command": "{tag}", "restart": True}, Seen.MISSING),
     FaultCase("process.crash_loop", {"command": f"-c {VICTIM} {_SUPERVISED} {{tag}}", "every": "1s"}, Seen.CRASHING),
     FaultCase("process.fd_exhaustion", {"command": "{tag}"}, Seen.LIMITED),
     FaultCase("process.pid_exhaustion", {"command": "{tag}"}, Seen.FULL),
 )
-UML_FAULTS = tuple(fault for fault in FAULTS if fault.seen not in {Seen.SILENCE, Seen.LOSS, Seen.FULL})
+UML_FAULTS = tuple(fault for fault in FAULTS if not fault.to and fault.seen is not Seen.FULL)
 """User-mode Linux 6.1 has no nftables for IP, and its victims are in no control groups of their own."""
 
 

@@ -27,7 +27,7 @@ _REPAIRED = (0, 1, 2)
 """Exit codes of e2fsck(8) after which the disk is sound."""
 _DISK_BYTES = 256 * 2**20
 _UP_WITHIN_S = 40.0
-_POLICY = 'version: 1\nenvironment: staging\nfaults: {"*": {allow: true, max_seconds: 120}}\nlimits: {concurrent: 16}\n'
+_POLICY = 'version: 1\nenvironment: staging\nfaults: {"*": {allow: true, max_seconds: 120}}\nlimits: {concurrent: 64}\n'
 
 
 async def run(*argv: object, accepted: Collection[int] = (0,)) -> str:

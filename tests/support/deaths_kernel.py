@@ -25,6 +25,7 @@ _ARG_START = 45
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _CLONE_NEWNET = 0x40000000
 _DATAGRAMS = 24
+_CONNECT_TIMEOUT_S = 1.0
 _NEXT_TO_NONE = 64
 """Descriptors; no host limits its processes to so few."""
 PIDS_GROUPS = Path("/sys/fs/cgroup/pids")
@@ -76,26 +77,31 @@ def _line_and_network(pid: str) -> tuple[str, int]:
 
 
 class Datagrams:
-    """Sockets inside a network namespace, by which one sees whether packets to a fault's target arrive."""
+    """Sockets inside a network namespace, by which one sees what becomes of packets to a fault's target."""
 
     def __init__(self, namespace: Path | None, faults: Iterable[FaultCase]) -> None:
         """Opened in the namespace that this path names, in the own one without a path."""
         self._pairs: dict[str, tuple[socket.socket, socket.socket]] = {}
-        targets = [fault.to for fault in faults if fault.to]
+        targets = {fault.to: fault.seen for fault in faults if fault.to}
         opening = threading.Thread(target=self._open, args=(namespace, targets))
         opening.start()  # a namespace is entered by one thread, which ends here
         opening.join()
         assert len(self._pairs) == len(targets), f"no sockets in {namespace}"
 
-    def _open(self, namespace: Path | None, targets: list[str]) -> None:
+    def _open(self, namespace: Path | None, targets: Mapping[str, Seen]) -> None:
         if namespace is not None:
             with namespace.open() as file:
                 assert ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET) == 0, "setns"
-        for target in targets:
-            receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        for target, seen in targets.items():
+            kind = socket.SOCK_STREAM if seen is Seen.RESET else socket.SOCK_DGRAM
+            receiver = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
             receiver.bind((target, 9))
-            sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-            sender.connect((target, 9))
+            sender = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+            if seen is Seen.RESET:
+                receiver.listen()
+                sender.settimeout(_CONNECT_TIMEOUT_S)
+            else:
+                sender.connect((target, 9))
             self._pairs[target] = (sender, receiver)
 
     def close(self) -> None:
@@ -107,6 +113,7 @@ class Datagrams:
     def arrived(self, target: str) -> int:
         """How many of 24 datagrams arrive there now. The loopback delivers before send(2) returns, or never."""
         sender, receiver = self._pairs[target]
+        sender.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # an answer to an earlier one
         for _ in range(_DATAGRAMS):
             with contextlib.suppress(OSError):  # a rule in the way out says EPERM, which is a loss as well
                 sender.send(b"?")
@@ -115,6 +122,27 @@ class Datagrams:
             receiver.recv(16)
             count += 1
         return count
+
+    def is_reset(self, target: str) -> bool:
+        """Whether a connection that is made there now is reset. A handshake over the loopback is done at once."""
+        client, listener = self._pairs[target]
+        try:
+            client.connect((target, listener.getsockname()[1]))
+            client.send(b"?")
+            return False
+        except ConnectionError:
+            return True
+        finally:
+            _disconnect(client)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    listener.accept()[0].close()
+
+
+def _disconnect(client: socket.socket) -> None:
+    """Let a TCP socket connect anew: another one would be of another namespace."""
+    unspecified = socket.AF_UNSPEC.to_bytes(16, "little")
+    assert ctypes.CDLL(None).connect(client.fileno(), unspecified, len(unspecified)) == 0, "connect to AF_UNSPEC"
 
 
 def faults_there(tags: Mapping[FaultCase, str], processes: list[Process], datagrams: Datagrams) -> set[str]:
@@ -128,6 +156,8 @@ def _is_there(fault: FaultCase, tag: str, processes: list[Process], datagrams: D
             return any(fault.kind in process.line for process in holders(processes))
         case Seen.SILENCE | Seen.LOSS:
             return datagrams.arrived(fault.to) < _DATAGRAMS
+        case Seen.RESET:
+            return datagrams.is_reset(fault.to)
         case Seen.STILL:
             return victim_state(tag, processes) in {"t", "T"}
         case Seen.MISSING:

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import TRIAL_S
 from brownout_agent.faults.network_rules import FAMILY, table_name
+from brownout_agent.faults.network_table import NetworkFault
 from brownout_agent.frames import to_value
 from brownout_agent.kernel.nftables import table_names
 from brownout_agent.kernel.processes import is_alive, key_of, read_stat
@@ -162,6 +164,9 @@ async def all_on(client: Client, folder: Path) -> list[FrozenFault]:
         "network.blackhole": {"to": "127.0.0.9", "port": "9"},
         "network.loss": {"to": "127.0.0.8", "percent": 50},
         "network.port_occupy": {"port": free_port()},
+        "network.reject": {"to": "127.0.0.6", "port": "9"},
+        "network.reset": {"to": "127.0.0.5", "connections": "both"},
+        "network.flap": {"to": "127.0.0.4", "every": "1s", "down": "300ms"},
         "process.pause": {"command": str(folder / "paused")},
         "process.kill": {"command": str(folder / "killed"), "restart": True},
         "process.crash_loop": {"command": str(folder / "looping"), "every": "1s"},
@@ -194,7 +199,7 @@ async def all_on(client: Client, folder: Path) -> list[FrozenFault]:
 
 def _look_for(kind: str, fault_id: str, folder: Path) -> Callable[[], bool]:
     """A look that costs next to nothing, where that can be had: it must not itself be late."""
-    if kind in {"network.blackhole", "network.loss"}:
+    if isinstance(catalogue()[kind], NetworkFault):
         return lambda: table_name(fault_id) in table_names(FAMILY)
     if kind == "process.pause":
         (paused,) = running(folder / "paused")

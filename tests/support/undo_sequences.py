@@ -296,6 +296,9 @@ def _choose(host: Host, rng: random.Random) -> list[tuple[str, dict[str, Any]]]:
         ("network.loss", {"to": "127.0.0.8", "percent": rng.randint(1, 100)}),
         ("process.crash_loop", {"command": host.supervised, "every": "1s"}),
         ("network.port_occupy", {"port": rng.randint(1024, 9999), "protocol": "any"}),
+        ("network.reject", {"to": "127.0.0.6", "answer": rng.choice(("refused", "admin-prohibited"))}),
+        ("network.reset", {"to": "127.0.0.5", "connections": rng.choice(("existing", "new", "both"))}),
+        ("network.flap", {"to": "127.0.0.4", "every": "250ms", "down": f"{rng.randint(100, 150)}ms"}),
     ]
     return rng.sample([rng.choice(on_victims), *others], rng.randint(1, FAULTS_MAX))
 

@@ -5,11 +5,10 @@ import re
 from typing import Any
 
 import pytest
-from brownout_agent.faults.network_blackhole import judge_blackhole
 from brownout_agent.faults.network_loss import LossParameters, judge_loss, lots_lost, wilson_interval
 from brownout_agent.faults.network_rules import LOTS, drop, ruleset, table_name
 from brownout_agent.faults.network_scope import NetworkParameters, Scope, parse_network, parse_port_range
-from brownout_agent.faults.network_table import PacketCounts
+from brownout_agent.faults.network_table import PacketCounts, judge_all
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -184,10 +183,10 @@ def test_what_a_fault_means_reads_well() -> None:
 
 
 def test_a_blackhole_is_proved_by_a_dropped_packet_and_only_by_that() -> None:
-    met = judge_blackhole(scope(), {"ingress": PacketCounts(3, 3), "egress": PacketCounts(1, 1)})
+    met = judge_all("dropped", scope(), {"ingress": PacketCounts(3, 3), "egress": PacketCounts(1, 1)})
     assert (met.proved, met.achieved) == (True, 100)
     assert "3 of 3 ingress and 1 of 1 egress" in met.explanation
-    missed = judge_blackhole(scope(["10.0.0.9/32"]), {"ingress": PacketCounts(0, 0), "egress": PacketCounts(0, 0)})
+    missed = judge_all("dropped", scope(["10.0.0.9/32"]), {"ingress": PacketCounts(0, 0), "egress": PacketCounts(0, 0)})
     assert (missed.proved, missed.achieved) == (False, None)
     assert missed.explanation == "no packet matched: nobody talked to 10.0.0.9 during the fault"
 

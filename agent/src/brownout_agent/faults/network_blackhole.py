@@ -9,7 +9,7 @@ vanishes, which is silent.
 from brownout_agent.faults.contract import Effect
 from brownout_agent.faults.network_rules import LOTS, Treatment, drop
 from brownout_agent.faults.network_scope import NetworkParameters, Scope
-from brownout_agent.faults.network_table import NetworkFault, PacketCounts
+from brownout_agent.faults.network_table import NetworkFault, PacketCounts, judge_all
 
 
 class BlackholeParameters(NetworkParameters):
@@ -27,18 +27,4 @@ class NetworkBlackhole(NetworkFault[BlackholeParameters]):
         return drop(LOTS)
 
     def judge(self, parameters: BlackholeParameters, scope: Scope, counts: dict[str, PacketCounts]) -> Effect:
-        return judge_blackhole(scope, counts)
-
-
-def judge_blackhole(scope: Scope, counts: dict[str, PacketCounts]) -> Effect:
-    """Proved when a packet was dropped: where nobody talks, a blackhole and a healthy network look the same."""
-    seen = sum(count.seen for count in counts.values())
-    dropped = sum(count.dropped for count in counts.values())
-    if not seen:
-        return Effect(
-            100.0, None, "% of packets", False, f"no packet matched: nobody talked to {scope.text} during the fault"
-        )
-    each = " and ".join(f"{count.dropped} of {count.seen} {direction}" for direction, count in counts.items())
-    return Effect(
-        100.0, 100 * dropped / seen, "% of packets", dropped > 0, f"the kernel dropped {each} packets ({scope.text})"
-    )
+        return judge_all("dropped", scope, counts)

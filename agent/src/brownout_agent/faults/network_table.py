@@ -4,7 +4,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Generic, NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 from brownout_agent.faults.contract import (
     ABLE,
@@ -57,8 +57,9 @@ class NetworkFault(Fault[N]):
         "then removes it."
     )
 
-    tried: ClassVar[Treatment] = drop(LOTS // 2)
-    """Rules of every form that the fault may use: `detect` has the kernel take them, in chains that no packet enters."""
+    def tried(self) -> Treatment:
+        """Rules of every form that the fault may use: `detect` has the kernel take them, in chains without packets."""
+        return drop(LOTS // 2)
 
     @abstractmethod
     def treatment(self, parameters: N, scope: Scope) -> Treatment:
@@ -77,7 +78,7 @@ class NetworkFault(Fault[N]):
         table = f"{TABLE_PREFIX}trial-{os.getpid()}"
         with nft:
             try:
-                load(nft, table, scope, self.tried, lease_ms=1_000, hooked=False)
+                load(nft, table, scope, self.tried(), lease_ms=1_000, hooked=False)
                 nft.run(f"delete table {FAMILY} {table}")
             except NftablesError as error:
                 return Capability(False, *_why_not(error))
@@ -128,35 +129,53 @@ class PacketMeter(Meter, Generic[N]):
 
     def __init__(self, fault: NetworkFault[N], record: Record[N]) -> None:
         self._fault = fault
-        self._parameters = record.parameters
-        self._table = table_name(record.fault_id)
-        self._scope = Scope.of(record.parameters, record.facts)
-        self._counts = {direction: PacketCounts(0, 0) for direction in directions(self._scope)}
         self._samples = 0
-        self._lost = ""
+        self.parameters = record.parameters
+        self.table = table_name(record.fault_id)
+        self.scope = Scope.of(record.parameters, record.facts)
+        self.counts = {direction: PacketCounts(0, 0) for direction in directions(self.scope)}
+        self.lost = ""
+        """What could not be read; nothing is proved then."""
 
     def sample(self) -> None:
         try:
-            packets = read_counters(FAMILY, self._table)
+            packets = read_counters(FAMILY, self.table)
         except NftablesError as error:
-            self._lost = f"; table {self._table} could not be read after {self._samples} readings: {error}"
+            self.lost = f"; table {self.table} could not be read after {self._samples} readings: {error}"
             return
         self._samples += 1
-        self._counts = {
+        self.counts = {
             direction: PacketCounts(packets[f"{direction}_seen"], packets[f"{direction}_dropped"])
-            for direction in self._counts
+            for direction in self.counts
         }
 
+    def judged(self) -> Effect:
+        """The judgement over what was read."""
+        return self._fault.judge(self.parameters, self.scope, self.counts)
+
     def effect(self) -> Effect:
-        judged = self._fault.judge(self._parameters, self._scope, self._counts)
+        judged = self.judged()
         return Effect(
             asked=judged.asked,
             achieved=judged.achieved,
             unit=judged.unit,
-            proved=judged.proved and not self._lost,
-            explanation=judged.explanation + self._lost,
+            proved=judged.proved and not self.lost,
+            explanation=judged.explanation + self.lost,
             samples=self._samples,
         )
+
+
+def judge_all(done: str, scope: Scope, counts: dict[str, PacketCounts]) -> Effect:
+    """Of a fault that means to do it to every packet. Proved when it was `done` (dropped, refused) to one: where nobody
+    talks, a fault and a healthy network look the same. Pure.
+    """
+    seen = sum(count.seen for count in counts.values())
+    dropped = sum(count.dropped for count in counts.values())
+    unit = "% of packets"
+    if not seen:
+        return Effect(100.0, None, unit, False, f"no packet matched: nobody talked to {scope.text} during the fault")
+    each = " and ".join(f"{count.dropped} of {count.seen} {direction}" for direction, count in counts.items())
+    return Effect(100.0, 100 * dropped / seen, unit, dropped > 0, f"the kernel {done} {each} packets ({scope.text})")
 
 
 def load(nft: Nftables, table: str, scope: Scope, treatment: Treatment, *, lease_ms: int, hooked: bool = True) -> bool:

@@ -7,6 +7,7 @@ and the kernel deletes it when that socket closes, at the latest when the proces
 import ctypes
 import json
 import re
+import threading
 from functools import cache
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,9 @@ from typing import Any
 LIBRARY = "libnftables.so.1"
 _OUTPUT_STATELESS = 1 << 2
 _OUTPUT_JSON = 1 << 4
+_COUNTER = re.compile(r"\bcounter packets (\d+)")
+_TIMEOUT = re.compile(r"(\S+) timeout (\w+) expires (\w+)")
+_UNIT_MS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
 
 
 class NftablesError(OSError):
@@ -40,6 +44,8 @@ def _library() -> Any:
 class Nftables:
     """One connection to nftables of the calling thread's network namespace. Owned tables live as long as it does.
 
+    Several threads may use it: a transaction waits for the other.
+
     Raises:
         OSError: the library is not there, or it gives no context.
     """
@@ -47,6 +53,7 @@ class Nftables:
     def __init__(self) -> None:
         self._lib = _library()
         self._context = self._lib.nft_ctx_new(0)
+        self._using = threading.Lock()
         if not self._context:
             raise NftablesError(f"{LIBRARY}: nft_ctx_new failed")
         self._lib.nft_ctx_buffer_output(self._context)
@@ -95,11 +102,12 @@ class Nftables:
         return self._run("list ruleset", _OUTPUT_STATELESS)
 
     def _run(self, commands: str, flags: int) -> str:
-        self._lib.nft_ctx_output_set_flags(self._context, flags)
-        failed = self._lib.nft_run_cmd_from_buffer(self._context, commands.encode())
-        # Reading a buffer empties it: read both, so that none speaks up in the next call.
-        output: bytes = self._lib.nft_ctx_get_output_buffer(self._context) or b""
-        error: bytes = self._lib.nft_ctx_get_error_buffer(self._context) or b""
+        with self._using:
+            self._lib.nft_ctx_output_set_flags(self._context, flags)
+            failed = self._lib.nft_run_cmd_from_buffer(self._context, commands.encode())
+            # Reading a buffer empties it: read both, so that none speaks up in the next call.
+            output: bytes = self._lib.nft_ctx_get_output_buffer(self._context) or b""
+            error: bytes = self._lib.nft_ctx_get_error_buffer(self._context) or b""
         if failed:
             raise NftablesError(_first_error(error.decode(errors="replace")))
         return output.decode(errors="replace")
@@ -133,3 +141,33 @@ def read_counters(family: str, table: str) -> dict[str, int]:
     with Nftables() as nft:
         listed = nft.listing(f"list counters table {family} {table}")
     return {entry["counter"]["name"]: int(entry["counter"]["packets"]) for entry in listed if "counter" in entry}
+
+
+def read_element_counters(family: str, table: str, name: str) -> list[int]:
+    """The packets that each element of a set with `counter` has matched, in no order.
+
+    Raises:
+        OSError: the library is not there, the kernel refused, or there is no such set.
+    """
+    with Nftables() as nft:
+        listed = nft.run(f"list set {family} {table} {name}")
+    return [int(packets) for packets in _COUNTER.findall(listed)]
+
+
+def read_timeouts(family: str, table: str, name: str) -> dict[str, tuple[int, int]]:
+    """The elements of a set, each with the milliseconds that it was to stand and those that it still will.
+
+    Raises:
+        OSError: the library is not there, the kernel refused, or there is no such set.
+    """
+    with Nftables() as nft:
+        return parse_timeouts(nft.run(f"list set {family} {table} {name}"))  # JSON would give whole seconds only
+
+
+def parse_timeouts(listed: str) -> dict[str, tuple[int, int]]:
+    """What nft(8) prints of a set with time-outs: `0x00000001 timeout 33s expires 1m2s984ms`. Pure."""
+    return {element: (_ms(timeout), _ms(left)) for element, timeout, left in _TIMEOUT.findall(listed)}
+
+
+def _ms(text: str) -> int:
+    return sum(int(number) * _UNIT_MS[unit] for number, unit in re.findall(r"(\d+)(ms|[dhms])", text))

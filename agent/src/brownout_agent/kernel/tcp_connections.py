@@ -2,12 +2,15 @@
 
 import ipaddress
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _ESTABLISHED = "01"
+_OPEN = frozenset({_ESTABLISHED, "04", "05", "08", "09", "0B"})
+"""Also FIN_WAIT1 and 2, CLOSE_WAIT, LAST_ACK and CLOSING (include/net/tcp_states.h)."""
 _TABLES = (Path("/proc/thread-self/net/tcp"), Path("/proc/thread-self/net/tcp6"))
 """Of the calling thread's namespace. Without IPv6 there is no second one."""
 
@@ -35,21 +38,43 @@ def read_established() -> dict[Connection, int]:
         OSError: /proc cannot be read.
     """
     found: dict[Connection, int] = {}
-    for table in _TABLES:
-        if table.exists():
-            found.update(parse_established(table.read_text()))
+    for text in _read_tables():
+        found.update(parse_established(text))
     return found
+
+
+def read_open() -> set[Connection]:
+    """Every connection over which segments may still come: its handshake is over, and an end has not closed it yet.
+
+    Raises:
+        OSError: /proc cannot be read.
+    """
+    return {connection for text in _read_tables() for connection in parse_open(text)}
 
 
 def parse_established(text: str) -> dict[Connection, int]:
     """The established connections of such a table. Pure."""
-    found = {}
+    return {
+        connection: int(fields[6], 16) + int(fields[8])
+        for connection, fields in _parse(text, frozenset({_ESTABLISHED}))
+    }
+
+
+def parse_open(text: str) -> set[Connection]:
+    """The open connections of such a table. Pure."""
+    return {connection for connection, _ in _parse(text, _OPEN)}
+
+
+def _read_tables() -> Iterator[str]:
+    return (table.read_text() for table in _TABLES if table.exists())
+
+
+def _parse(text: str, states: frozenset[str]) -> Iterator[tuple[Connection, list[str]]]:
     for line in text.splitlines()[1:]:
         # sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt uid timeout; the last is of the probes
         fields = line.split()
-        if fields[3] == _ESTABLISHED:
-            found[Connection(*_parse_end(fields[1]), *_parse_end(fields[2]))] = int(fields[6], 16) + int(fields[8])
-    return found
+        if fields[3] in states:
+            yield Connection(*_parse_end(fields[1]), *_parse_end(fields[2])), fields
 
 
 def _parse_end(text: str) -> tuple[Address, int]:

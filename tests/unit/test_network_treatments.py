@@ -1,0 +1,192 @@
+"""What network faults do to the packets that they mean, beside dropping them: rules and judgements. No kernel."""
+
+import re
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+from brownout_agent.faults.network_flap import FlapParameters, TimeDown, flap, go_down, judge_flap
+from brownout_agent.faults.network_reject import RejectParameters, refuse
+from brownout_agent.faults.network_reset import ResetParameters, judge_standing, reset
+from brownout_agent.faults.network_scope import NetworkParameters, Scope
+from brownout_agent.faults.network_table import PacketCounts
+from brownout_agent.kernel.nftables import parse_timeouts
+from brownout_agent.kernel.tcp_connections import Connection
+from pydantic import ValidationError
+
+EVERYONE: dict[str, Any] = {"networks": None, "with_loopback": False, "exempt_peers": [], "exempt_ports": [22]}
+SCOPE = Scope.of(NetworkParameters(), EVERYONE)
+FLAP = FlapParameters.model_validate({"every": "10s", "down": "3s"})
+S = 1_000_000_000
+
+
+# ---- reject -----------------------------------------------------------------------------------------------------
+
+
+def test_what_the_rules_answer_by_passes_before_anything_is_refused_or_counted() -> None:
+    rules = refuse("refused").rules("egress")
+    assert rules[0] == "tcp flags & rst == rst accept"
+    assert all(rule.endswith("accept") for rule in rules[:3])
+    assert rules[3:] == [
+        "counter name egress_seen",
+        "meta l4proto tcp counter name egress_dropped reject with tcp reset",
+        "counter name egress_dropped reject with icmpx type port-unreachable",
+    ]
+
+
+@pytest.mark.parametrize("answer", ["host-unreachable", "admin-prohibited"])
+def test_other_answers_are_icmp_for_every_protocol(answer: Any) -> None:
+    rules = refuse(answer).rules("ingress")
+    assert rules[-1] == f"counter name ingress_dropped reject with icmpx type {answer}"
+    assert not any("tcp reset" in rule for rule in rules)
+
+
+def test_an_answer_that_is_none_is_refused() -> None:
+    with pytest.raises(ValidationError, match="'refused', 'host-unreachable' or 'admin-prohibited'"):
+        RejectParameters.model_validate({"answer": "tcp-reset"})
+
+
+# ---- reset ------------------------------------------------------------------------------------------------------
+
+OURS = Connection(ip_address("10.0.0.1"), 40_000, ip_address("10.0.0.9"), 5432)
+THEIRS = Connection(ip_address("fd00::1"), 443, ip_address("fd00::9"), 50_000)
+
+
+def test_standing_connections_are_known_by_both_ends_whichever_way_a_packet_goes() -> None:
+    treatment = reset("existing", [OURS, THEIRS])
+    assert [re.findall("elements = (.*)", of) for of in treatment.sets] == [
+        ["{ 10.0.0.1 . 40000 . 10.0.0.9 . 5432 }"],
+        ["{ fd00::1 . 443 . fd00::9 . 50000 }"],
+    ]
+    out, back = treatment.rules("egress"), treatment.rules("ingress")
+    assert "ip saddr . tcp sport . ip daddr . tcp dport @existing4 counter" in out[1]
+    assert "ip daddr . tcp dport . ip saddr . tcp sport @existing4 counter" in back[1]
+    assert "ip6 daddr . tcp dport . ip6 saddr . tcp sport @existing6 counter" in back[2]
+
+
+@pytest.mark.parametrize("connections", ["existing", "new", "both"])
+def test_handshakes_and_resets_pass_first_and_all_that_is_counted_is_reset(connections: Any) -> None:
+    rules = reset(connections, [OURS]).rules("ingress")
+    assert rules[0] == "tcp flags & (syn | rst) != 0 accept"
+    assert all(rule.startswith("meta l4proto tcp ") for rule in rules[1:])
+    count = "counter name ingress_seen counter name ingress_dropped reject with tcp reset"
+    assert all(rule.endswith((count, "@existing4 accept", "@existing6 accept")) for rule in rules[1:])
+
+
+def test_new_ones_are_those_that_did_not_stand_and_both_needs_no_list() -> None:
+    assert [rule.endswith("accept") for rule in reset("new", [OURS]).rules("egress")] == [True, True, True, False]
+    assert len(reset("both", []).rules("egress")) == 2
+    assert reset("both", []).sets == ()
+
+
+def test_sets_of_nobody_have_no_elements() -> None:
+    assert not any("elements" in of for of in reset("existing", []).sets)
+
+
+@pytest.mark.parametrize("protocol", ["udp", "any", "icmp"])
+def test_only_tcp_can_be_reset(protocol: str) -> None:
+    with pytest.raises(ValidationError, match="'tcp'"):
+        ResetParameters.model_validate({"protocol": protocol})
+
+
+@pytest.mark.parametrize(
+    ("resets", "proved", "achieved", "said"),
+    [
+        ([], False, None, "no connection (any peer) stood when the fault began"),
+        ([0, 0], False, 0, "the kernel reset 0 of the 2 connections that stood (any peer); the rest carried nothing"),
+        ([1, 0, 4, 1], True, 75, "the kernel reset 3 of the 4 connections that stood (any peer); the rest carried"),
+        ([2], True, 100, "the kernel reset 1 of the 1 connections that stood (any peer)"),
+    ],
+)
+def test_a_reset_is_proved_by_a_connection_that_met_one(
+    resets: list[int], proved: bool, achieved: float | None, said: str
+) -> None:
+    effect = judge_standing(SCOPE, resets)
+    assert (effect.proved, effect.achieved) == (proved, achieved)
+    assert effect.explanation.startswith(said)
+
+
+# ---- flap -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("times", "why"),
+    [
+        ({"every": "10s"}, "Field required"),
+        ({"every": "10s", "down": "99ms"}, "`down` is at least 100ms"),
+        ({"every": "3s", "down": "3s"}, "`every` is at least 100ms more than `down`"),
+        ({"every": "1s", "down": "950ms"}, "`every` is at least 100ms more than `down`"),
+        ({"every": 10, "down": 3}, "unit"),
+    ],
+)
+def test_times_that_cannot_be_kept_are_refused(times: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(why)):
+        FlapParameters.model_validate(times)
+
+
+def test_what_is_up_passes_after_it_was_seen_and_before_it_is_dropped() -> None:
+    assert flap(3_000).rules("egress") == [
+        "counter name egress_seen",
+        "meta nfproto != @down accept",
+        "counter name egress_dropped drop",
+    ]
+    assert go_down("brownout-x", 7, 2_990) == (
+        "add element inet brownout-x down { ipv4 timeout 2990ms, ipv6 timeout 2990ms }\n"
+        "add element inet brownout-x times_down { 7 timeout 32990ms }\n"
+    )
+
+
+def test_time_outs_are_read_as_nft_prints_them() -> None:
+    listed = """table inet brownout-x {
+        set times_down {
+            type mark
+            flags timeout
+            elements = { 0x00000000 timeout 33s expires 26s984ms, 0x0000000b timeout 1h1m2s3ms expires 59m59s,
+                         0x00000002 timeout 1d expires 8ms }
+        }
+    }"""
+    assert parse_timeouts(listed) == {
+        "0x00000000": (33_000, 26_984),
+        "0x0000000b": (3_662_003, 3_599_000),
+        "0x00000002": (86_400_000, 8),
+    }
+
+
+def judged(times: dict[int, TimeDown], now_s: float, dropped: int = 5) -> tuple[bool, float | None, str]:
+    effect = judge_flap(FLAP, SCOPE, {"egress": PacketCounts(20, dropped)}, times, round(now_s * S))
+    assert (effect.asked, effect.unit) == (30, "% of time")
+    return effect.proved, effect.achieved, effect.explanation
+
+
+def down(*began_s: float, length_s: float = 3) -> dict[int, TimeDown]:
+    return {
+        round(at_s / 10 - 10): TimeDown(round(at_s * S), round(length_s * S)) for at_s in began_s
+    }  # the first at 100 s
+
+
+@pytest.mark.parametrize("now_s", [101, 103, 109, 110.5, 112, 119, 125])
+def test_it_is_proved_at_any_time_when_it_is_down_as_asked(now_s: float) -> None:
+    times = down(*(at_s for at_s in (100, 110, 120) if at_s <= now_s))
+    proved, achieved, _ = judged(times, now_s)
+    assert proved
+    assert achieved == pytest.approx(30)
+
+
+def test_a_time_down_that_did_not_come_or_was_cut_short_is_missed() -> None:
+    proved, achieved, said = judged(down(100, 120), 129)
+    assert not proved
+    assert achieved == pytest.approx(20)
+    assert said.startswith("down for 6.00 of the 9.00 s asked, 2 times")
+    assert not judged(down(100, 110, length_s=2.5), 119)[0]
+    assert judged(down(100, 110, length_s=2.9), 119)[0]
+
+
+def test_the_first_time_down_may_be_forgotten_by_the_kernel_before_it_was_read() -> None:
+    _, achieved, said = judged(down(110, 120), 125)
+    assert said.startswith("down for 6.00 of the 9.00 s asked")
+    assert achieved == pytest.approx(20)
+
+
+def test_a_flap_that_nobody_met_or_saw_is_not_proved() -> None:
+    assert not judged(down(100), 109, dropped=0)[0]
+    assert judged({}, 109) == (False, None, "no time down was seen")
