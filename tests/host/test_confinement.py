@@ -31,6 +31,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "disk.io": {"write": "1MiB/s", "file_size": "1MiB", "path": PRIVATE},
     "disk.fill": {"size": "4MiB", "path": PRIVATE},
     "network.blackhole": {"to": "127.0.0.77", "port": 9},
+    "network.latency": {"to": "127.0.0.79", "latency": "20ms"},
     "network.loss": {"to": "127.0.0.78", "percent": 50},
     "network.port_occupy": {"port": 9009},
     "network.reject": {"to": "127.0.0.79"},

@@ -35,7 +35,7 @@ class Seen(StrEnum):
     HOLDER = "a process of the fault's own"
     SILENCE = "a datagram that does not arrive"
     LOSS = "some of 24 datagrams that do not arrive"
-    RESET = "a connection that is reset"
+    LATE = "a datagram that does not arrive at once"
     STILL = "a victim that stands still"
     MISSING = "a victim that does not run"
     CRASHING = "a process of the fault's own that kills a victim whenever its supervisor has started it"
@@ -73,8 +73,7 @@ class FaultCase:
 
 
 _SUPERVISED = "supervised"
-SILENT_TO, LOSSY_TO = "127.0.0.9", "127.0.0.8"
-REFUSED_TO, RESET_TO, FLAPPING_TO = "127.0.0.6", "127.0.0.5", "127.0.0.4"
+SILENT_TO, LOSSY_TO, LATE_TO = "127.0.0.9", "127.0.0.8", "127.0.0.7"
 FAULTS = (
     FaultCase("cpu.load", {"percent": 5, "of": "own", "cores": "0"}, Seen.HOLDER),
     FaultCase("memory.load", {"size": "16MiB", "reserve": "64MiB"}, Seen.HOLDER),
@@ -82,6 +81,7 @@ FAULTS = (
     FaultCase("disk.fill", {"size": "8MiB", "path": "{scratch}"}, Seen.HOLDER),
     FaultCase("network.blackhole", {"to": SILENT_TO, "port": 9}, Seen.SILENCE, SILENT_TO),
     FaultCase("network.loss", {"to": LOSSY_TO, "percent": 50}, Seen.LOSS, LOSSY_TO),
+    FaultCase("network.latency", {"to": LATE_TO, "latency": "300ms"}, Seen.LATE, LATE_TO),
     FaultCase("network.port_occupy", {"port": 9009, "protocol": "any"}, Seen.HOLDER),
     FaultCase("network.reject", {"to": REFUSED_TO, "port": 9}, Seen.SILENCE, REFUSED_TO),
     FaultCase("network.reset", {"to": RESET_TO, "connections": "both"}, Seen.RESET, RESET_TO),
@@ -92,7 +92,7 @@ FAULTS = (
     FaultCase("process.fd_exhaustion", {"command": "{tag}"}, Seen.LIMITED),
     FaultCase("process.pid_exhaustion", {"command": "{tag}"}, Seen.FULL),
 )
-UML_FAULTS = tuple(fault for fault in FAULTS if not fault.to and fault.seen is not Seen.FULL)
+UML_FAULTS = tuple(fault for fault in FAULTS if fault.seen not in {Seen.SILENCE, Seen.LOSS, Seen.LATE, Seen.FULL})
 """User-mode Linux 6.1 has no nftables for IP, and its victims are in no control groups of their own."""
 
 

@@ -293,6 +293,7 @@ def _choose(host: Host, rng: random.Random) -> list[tuple[str, dict[str, Any]]]:
         ("disk.io", {"write": "1MiB/s", "file_size": "4MiB", **disk}),
         ("disk.fill", {"size": f"{rng.randint(1, 200)}MiB", **disk}),
         ("network.blackhole", {"to": "127.0.0.9", "port": rng.randint(1024, 9999)}),
+        ("network.latency", {"to": "127.0.0.7", "latency": f"{rng.randint(1, 2_000)}ms"}),
         ("network.loss", {"to": "127.0.0.8", "percent": rng.randint(1, 100)}),
         ("process.crash_loop", {"command": host.supervised, "every": "1s"}),
         ("network.port_occupy", {"port": rng.randint(1024, 9999), "protocol": "any"}),

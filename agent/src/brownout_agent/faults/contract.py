@@ -188,6 +188,9 @@ class Fault(ABC, Generic[P]):
     Parameters: type[P]
     bounds: ClassVar[frozenset[str]] = frozenset()
     """Which bounds of a policy its `prepare` keeps to: `paths` (`Host.folders`), `interfaces` (`Host.interfaces`)."""
+    parting_s: ClassVar[float] = 0.0
+    """How long its holder, sent SIGTERM, may take to end by itself before it is killed: where that spares others
+    something. The undo does not rely on it."""
 
     @abstractmethod
     def detect(self, host: Host) -> Capability:

@@ -35,7 +35,7 @@ class Lifelines:
         """
         for connection in self._before:
             if self._scope.meets(connection):
-                return f"its rules drop packets of the SSH connection from {connection}"
+                return f"its rules are for packets of the SSH connection from {connection}"
         now = read_established()
         for connection, unanswered in self._before.items():
             if now.get(connection, 0) > unanswered + UNANSWERED_MAX:

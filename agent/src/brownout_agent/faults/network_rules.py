@@ -99,6 +99,11 @@ def extension(table: str, lease_ms: int) -> str:
     )
 
 
+def ending(table: str) -> str:
+    """The command that lets a table work no more. It fails when its time is over already."""
+    return f"delete element {FAMILY} {table} lease {{ ipv4, ipv6 }}\n"
+
+
 def leases(timeout_ms: int) -> str:
     """The elements of a set of address families that forgets both after this time."""
     return f"{{ ipv4 timeout {timeout_ms}ms, ipv6 timeout {timeout_ms}ms }}"

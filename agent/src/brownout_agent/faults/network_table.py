@@ -3,7 +3,7 @@
 import os
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, NoReturn, TypeVar
 
 from brownout_agent.faults.contract import (
@@ -81,7 +81,7 @@ class NetworkFault(Fault[N]):
                 load(nft, table, scope, self.tried(), lease_ms=1_000, hooked=False)
                 nft.run(f"delete table {FAMILY} {table}")
             except NftablesError as error:
-                return Capability(False, *_why_not(error))
+                return Capability(False, *why_not(error))
         return ABLE
 
     def prepare(self, parameters: N, host: Host) -> Facts:
@@ -98,8 +98,8 @@ class NetworkFault(Fault[N]):
             try:
                 owned = load(nft, table, scope, self.treatment(parameters, scope), lease_ms=lease_ms)
             except NftablesError as error:
-                raise Refusal(*_why_not(error)) from error
-            hold.on_extension(lambda left_ms: _extend(nft, table, left_ms))
+                raise Refusal(*why_not(error)) from error
+            hold.on_extension(lambda left_ms: extend(nft, table, left_ms))
             hold.ready(owned=owned)
             self.keep(nft, parameters, hold)
 
@@ -155,10 +155,8 @@ class PacketMeter(Meter, Generic[N]):
 
     def effect(self) -> Effect:
         judged = self.judged()
-        return Effect(
-            asked=judged.asked,
-            achieved=judged.achieved,
-            unit=judged.unit,
+        return replace(
+            judged,
             proved=judged.proved and not self.lost,
             explanation=judged.explanation + self.lost,
             samples=self._samples,
@@ -192,14 +190,16 @@ def load(nft: Nftables, table: str, scope: Scope, treatment: Treatment, *, lease
     return True
 
 
-def _extend(nft: Nftables, table: str, left_ms: int) -> None:
+def extend(nft: Nftables, table: str, left_ms: int) -> None:
+    """Let the rules work for so long from now. Raises Refusal when their time is over."""
     try:
         nft.run(extension(table, left_ms + LEASE_MARGIN_MS))
     except NftablesError as error:
         raise Refusal(f"the time-out in table {table} had passed before it was extended: {error}") from error
 
 
-def _why_not(error: NftablesError) -> tuple[str, str]:
+def why_not(error: NftablesError) -> tuple[str, str]:
+    """Reason and remedy of a refusal, of what the kernel said to the rules."""
     if "Operation not permitted" in str(error):
         return f"nftables needs CAP_NET_ADMIN: {error}", "run the injector as root"
     return (

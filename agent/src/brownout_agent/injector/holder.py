@@ -208,9 +208,16 @@ def _how_ended(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def end_by_key(keys: Iterable[ProcessKey]) -> list[ProcessKey]:
-    """Kill holders as a journal names them; returns those that still live after END_TIMEOUT_S."""
+def end_by_key(keys: Iterable[ProcessKey], parting_s: float = 0.0) -> list[ProcessKey]:
+    """Kill holders as a journal names them; returns those that still live after END_TIMEOUT_S.
+
+    Those that may take their time to part are asked first.
+    """
     keys = tuple(keys)
+    if parting_s:
+        for key in keys:
+            send_signal(key, signal.SIGTERM)
+        keys = tuple(wait_dead(keys, parting_s))
     for key in keys:
         send_signal(key, signal.SIGKILL)
     return wait_dead(keys, END_TIMEOUT_S)

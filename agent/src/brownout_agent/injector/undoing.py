@@ -24,7 +24,7 @@ def undo_and_verify(fault: Fault[Any], record: Record[Any], holders: Iterable[Pr
 
     Whatever is raised on the way, a fault's mistakes included, is residue: not clean, told, and tried again.
     """
-    residue = _tried("its holder could not be killed", lambda: outlived(end_by_key(holders)))
+    residue = _tried("its holder could not be killed", lambda: outlived(end_by_key(holders, fault.parting_s)))
     residue += _tried(f"undo of {fault.kind} failed", lambda: _undo(fault, record))
     residue += _tried(f"the kernel could not be asked about {fault.kind}", lambda: fault.residue(record))
     return residue

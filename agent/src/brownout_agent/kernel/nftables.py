@@ -6,7 +6,9 @@ and the kernel deletes it when that socket closes, at the latest when the proces
 
 import ctypes
 import json
+import os
 import re
+import socket
 import threading
 from functools import cache
 from types import TracebackType
@@ -18,6 +20,9 @@ _OUTPUT_JSON = 1 << 4
 _COUNTER = re.compile(r"\bcounter packets (\d+)")
 _TIMEOUT = re.compile(r"(\S+) timeout (\w+) expires (\w+)")
 _UNIT_MS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
+_NETLINK_NETFILTER = 12
+_opening = threading.Lock()
+"""Held while a connection comes or goes, so that the descriptor of a new one can be told."""
 
 
 class NftablesError(OSError):
@@ -50,12 +55,17 @@ class Nftables:
         OSError: the library is not there, or it gives no context.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_descriptor: bool = False) -> None:
         self._lib = _library()
-        self._context = self._lib.nft_ctx_new(0)
+        with _opening:
+            before = _netfilter_descriptors() if with_descriptor else set()
+            self._context = self._lib.nft_ctx_new(0)
+            opened = _netfilter_descriptors() - before if with_descriptor else set()
         self._using = threading.Lock()
         if not self._context:
             raise NftablesError(f"{LIBRARY}: nft_ctx_new failed")
+        self.descriptor = opened.pop() if len(opened) == 1 else -1
+        """Of its netlink socket, for what the library has no words for; -1 where it was not asked for."""
         self._lib.nft_ctx_buffer_output(self._context)
         self._lib.nft_ctx_buffer_error(self._context)
 
@@ -70,7 +80,8 @@ class Nftables:
     def close(self) -> None:
         """Close the connection; the kernel deletes the tables that it owns."""
         if self._context:
-            self._lib.nft_ctx_free(self._context)
+            with _opening:
+                self._lib.nft_ctx_free(self._context)
             self._context = None
 
     def run(self, commands: str) -> str:
@@ -111,6 +122,21 @@ class Nftables:
         if failed:
             raise NftablesError(_first_error(error.decode(errors="replace")))
         return output.decode(errors="replace")
+
+
+def _netfilter_descriptors() -> set[int]:
+    """The descriptors of this process that are netlink sockets to netfilter."""
+    return {descriptor for descriptor in map(int, os.listdir("/proc/self/fd")) if _is_netfilter(descriptor)}  # noqa: PTH208
+
+
+def _is_netfilter(descriptor: int) -> bool:
+    try:
+        one = socket.socket(fileno=descriptor)
+    except OSError:  # no socket, or closed meanwhile
+        return False
+    is_netfilter = (one.family, one.proto) == (socket.AF_NETLINK, _NETLINK_NETFILTER)
+    one.detach()  # it is not ours to close
+    return is_netfilter
 
 
 def _first_error(text: str) -> str:
