@@ -25,8 +25,8 @@ from tests.support.crash_points import CALLER, INJECTOR, REAP, START, WATCHDOG, 
 from tests.support.undo_sequences import Host
 
 KINDS = (
-    "cpu.load", "disk.fill", "disk.io", "memory.load", "network.blackhole", "network.latency", "network.loss",
-    "process.kill", "process.pause",
+    "cpu.load", "disk.fill", "disk.io", "memory.load", "network.blackhole", "network.flap", "network.latency",
+    "network.loss", "network.reject", "network.reset", "process.kill", "process.pause",
 )  # fmt: skip
 SCENES = (*KINDS, START, REAP)
 LEFT_BEHIND = ("memory.load", "network.loss", "process.kill")
@@ -66,6 +66,7 @@ def parameters_of(host: Host, kind: str) -> dict[str, Any]:
         "memory.load": {"size": "16MiB"},
         "network.blackhole": {"to": "127.0.0.9", "port": 9999},
         "network.latency": {"to": "127.0.0.7", "latency": "20ms"},
+        "network.flap": {"to": "127.0.0.4", "every": "1s", "down": "300ms"},
         "network.loss": {"to": "127.0.0.8", "percent": 20},
         "network.reject": {"to": "127.0.0.6", "port": 9999},
         "network.reset": {"to": "127.0.0.5", "connections": "both"},

@@ -36,6 +36,7 @@ class Seen(StrEnum):
     SILENCE = "a datagram that does not arrive"
     LOSS = "some of 24 datagrams that do not arrive"
     LATE = "a datagram that does not arrive at once"
+    RESET = "a connection that is reset"
     STILL = "a victim that stands still"
     MISSING = "a victim that does not run"
     CRASHING = "a process of the fault's own that kills a victim whenever its supervisor has started it"
@@ -74,6 +75,7 @@ class FaultCase:
 
 _SUPERVISED = "supervised"
 SILENT_TO, LOSSY_TO, LATE_TO = "127.0.0.9", "127.0.0.8", "127.0.0.7"
+REFUSED_TO, RESET_TO, FLAPPING_TO = "127.0.0.6", "127.0.0.5", "127.0.0.4"
 FAULTS = (
     FaultCase("cpu.load", {"percent": 5, "of": "own", "cores": "0"}, Seen.HOLDER),
     FaultCase("memory.load", {"size": "16MiB", "reserve": "64MiB"}, Seen.HOLDER),
@@ -92,7 +94,7 @@ FAULTS = (
     FaultCase("process.fd_exhaustion", {"command": "{tag}"}, Seen.LIMITED),
     FaultCase("process.pid_exhaustion", {"command": "{tag}"}, Seen.FULL),
 )
-UML_FAULTS = tuple(fault for fault in FAULTS if fault.seen not in {Seen.SILENCE, Seen.LOSS, Seen.LATE, Seen.FULL})
+UML_FAULTS = tuple(fault for fault in FAULTS if not fault.to and fault.seen is not Seen.FULL)
 """User-mode Linux 6.1 has no nftables for IP, and its victims are in no control groups of their own."""
 
 

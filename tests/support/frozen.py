@@ -200,7 +200,7 @@ async def all_on(client: Client, folder: Path) -> list[FrozenFault]:
 
 def _look_for(kind: str, fault_id: str, folder: Path) -> Callable[[], bool]:
     """A look that costs next to nothing, where that can be had: it must not itself be late."""
-    if kind in {"network.blackhole", "network.latency", "network.loss"}:
+    if isinstance(catalogue()[kind], NetworkFault):
         return lambda: table_name(fault_id) in table_names(FAMILY)
     if kind == "process.pause":
         (paused,) = running(folder / "paused")

@@ -37,6 +37,7 @@ _ORDERS: dict[str, dict[str, object]] = {
     "memory.load": {"size": "16MiB"},
     "network.blackhole": {"to": "127.0.0.9", "port": 9999},
     "network.latency": {"to": "127.0.0.7", "latency": "20ms"},
+    "network.flap": {"to": "127.0.0.4", "every": "1s", "down": "300ms"},
     "network.loss": {"to": "127.0.0.8", "percent": 20},
     "network.port_occupy": {"port": "9000-9010", "protocol": "any"},
     "network.reject": {"to": "127.0.0.6", "answer": "host-unreachable"},
