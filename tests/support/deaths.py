@@ -83,7 +83,7 @@ FAULTS = (
     FaultCase("disk.fill", {"size": "8MiB", "path": "{scratch}"}, Seen.HOLDER),
     FaultCase("network.blackhole", {"to": SILENT_TO, "port": 9}, Seen.SILENCE, SILENT_TO),
     FaultCase("network.loss", {"to": LOSSY_TO, "percent": 50}, Seen.LOSS, LOSSY_TO),
-    FaultCase("network.latency", {"to": LATE_TO, "latency": "300ms"}, Seen.LATE, LATE_TO),
+    FaultCase("network.latency", {"to": LATE_TO, "latency": "300ms", "direction": "egress"}, Seen.LATE, LATE_TO),
     FaultCase("network.port_occupy", {"port": 9009, "protocol": "any"}, Seen.HOLDER),
     FaultCase("network.reject", {"to": REFUSED_TO, "port": 9}, Seen.SILENCE, REFUSED_TO),
     FaultCase("network.reset", {"to": RESET_TO, "connections": "both"}, Seen.RESET, RESET_TO),
