@@ -104,6 +104,31 @@ def test_both_ends_of_a_connection_hear_of_it(pair: Pair, direction: str) -> Non
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize("peer", [FAR, FAR6])
+@pytest.mark.parametrize("connections", ["existing", "both"])
+def test_who_waits_for_an_answer_is_told_instead_of_getting_it_and_so_is_who_answered(
+    pair: Pair, peer: str, connections: str
+) -> None:
+    async def scene() -> None:
+        with inside(pair.far):
+            listener = socket.create_server((peer, 0), family=socket.AF_INET6 if ":" in peer else socket.AF_INET)
+        with listener, socket.create_connection(listener.getsockname()[:2], timeout=3) as client:
+            server, _ = listener.accept()
+            server.settimeout(3)
+            with server:
+                async with held("network.reset", to=peer, connections=connections) as it:
+                    server.sendall(b"answer")
+                    with pytest.raises(ConnectionResetError):
+                        client.recv(16)
+                    with pytest.raises(ConnectionResetError):
+                        server.recv(16)
+                    it.meter.sample()
+                    assert it.meter.effect().proved
+                    assert it.meter.effect().achieved == 100
+
+    asyncio.run(scene())
+
+
 def test_new_ones_are_reset_once_their_handshake_is_over_and_those_that_stood_are_not(
     pair: Pair, connect: Connect
 ) -> None:

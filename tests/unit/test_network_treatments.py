@@ -57,30 +57,45 @@ def test_standing_connections_are_known_by_both_ends_whichever_way_a_packet_goes
     assert [re.findall("elements = (.*)", of) for of in treatment.sets] == [
         ["{ 10.0.0.1 . 40000 . 10.0.0.9 . 5432 }"],
         ["{ fd00::1 . 443 . fd00::9 . 50000 }"],
-    ]
+    ] * 2
     out, back = treatment.rules("egress"), treatment.rules("ingress")
-    assert "ip saddr . tcp sport . ip daddr . tcp dport @existing4 counter" in out[1]
-    assert "ip daddr . tcp dport . ip saddr . tcp sport @existing4 counter" in back[1]
-    assert "ip6 daddr . tcp dport . ip6 saddr . tcp sport @existing6 counter" in back[2]
+    assert out[1].startswith("ip saddr . tcp sport . ip daddr . tcp dport @standing4 delete @untold4 { ip saddr")
+    assert back[1].startswith("ip daddr . tcp dport . ip saddr . tcp sport @untold4 counter")
+    assert back[4].startswith("ip6 daddr . tcp dport . ip6 saddr . tcp sport @standing6 delete @untold6 { ip6 daddr")
 
 
 @pytest.mark.parametrize("connections", ["existing", "new", "both"])
-def test_handshakes_and_resets_pass_first_and_all_that_is_counted_is_reset(connections: Any) -> None:
-    rules = reset(connections, [OURS]).rules("ingress")
+@pytest.mark.parametrize("direction", ["ingress", "egress"])
+def test_handshakes_and_resets_pass_first_and_all_that_is_refused_is_counted(connections: Any, direction: str) -> None:
+    rules = reset(connections, [OURS]).rules(direction)
     assert rules[0] == "tcp flags & (syn | rst) != 0 accept"
-    assert all(rule.startswith("meta l4proto tcp ") for rule in rules[1:])
-    count = "counter name ingress_seen counter name ingress_dropped reject with tcp reset"
-    assert all(rule.endswith((count, "@existing4 accept", "@existing6 accept")) for rule in rules[1:])
+    counted = f"counter name {direction}_seen counter name {direction}_dropped"
+    for rule in rules[1:]:
+        assert ("reject" in rule or "set rst" in rule) == (counted in rule)
+    assert rules[-1].endswith(f"{counted} reject with tcp reset")
 
 
-def test_new_ones_are_those_that_did_not_stand_and_both_needs_no_list() -> None:
-    assert [rule.endswith("accept") for rule in reset("new", [OURS]).rules("egress")] == [True, True, True, False]
-    assert len(reset("both", []).rules("egress")) == 2
-    assert reset("both", []).sets == ()
+@pytest.mark.parametrize("connections", ["existing", "both"])
+def test_who_waits_here_is_told_once_by_what_arrives_and_not_after_it_was_told_otherwise(connections: Any) -> None:
+    treatment = reset(connections, [OURS])
+    told = [rule for rule in treatment.rules("ingress") if rule.endswith("tcp flags set rst accept")]
+    assert [re.findall(r"@untold\d", rule) for rule in told] == [["@untold4"] * 2, ["@untold6"] * 2]
+    assert all("delete @untold" in rule for rule in told)
+    assert sum("delete @untold" in rule for rule in treatment.rules("egress")) == 2
+    assert not any("set rst" in rule for rule in treatment.rules("egress"))
 
 
-def test_sets_of_nobody_have_no_elements() -> None:
+def test_new_ones_are_those_that_did_not_stand() -> None:
+    for direction in ("ingress", "egress"):
+        rules = reset("new", [OURS]).rules(direction)
+        assert [rule.partition("@")[2] for rule in rules[1:3]] == ["standing4 accept", "standing6 accept"]
+        assert len(rules) == 4
+
+
+def test_sets_of_nobody_have_no_elements_and_large_ones_hold_all() -> None:
     assert not any("elements" in of for of in reset("existing", []).sets)
+    assert sum("size 65535" in of for of in reset("existing", [OURS]).sets) == 2
+    assert sum("size 70000" in of for of in reset("existing", [OURS] * 70_000).sets) == 2
 
 
 @pytest.mark.parametrize("protocol", ["udp", "any", "icmp"])
@@ -90,20 +105,19 @@ def test_only_tcp_can_be_reset(protocol: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("resets", "proved", "achieved", "said"),
+    ("standing", "hit", "proved", "achieved", "said"),
     [
-        ([], False, None, "no connection (any peer) stood when the fault began"),
-        ([0, 0], False, 0, "the kernel reset 0 of the 2 connections that stood (any peer); the rest carried nothing"),
-        ([1, 0, 4, 1], True, 75, "the kernel reset 3 of the 4 connections that stood (any peer); the rest carried"),
-        ([2], True, 100, "the kernel reset 1 of the 1 connections that stood (any peer)"),
+        (0, 0, False, None, "no connection (any peer) stood when the fault began"),
+        (2, 0, False, 0, "the kernel reset 0 of the 2 connections that stood (any peer); the rest carried nothing"),
+        (4, 3, True, 75, "the kernel reset 3 of the 4 connections that stood (any peer); the rest carried nothing"),
+        (1, 1, True, 100, "the kernel reset 1 of the 1 connections that stood (any peer)"),
     ],
 )
 def test_a_reset_is_proved_by_a_connection_that_met_one(
-    resets: list[int], proved: bool, achieved: float | None, said: str
+    standing: int, hit: int, proved: bool, achieved: float | None, said: str
 ) -> None:
-    effect = judge_standing(SCOPE, resets)
-    assert (effect.proved, effect.achieved) == (proved, achieved)
-    assert effect.explanation.startswith(said)
+    effect = judge_standing(SCOPE, standing, hit)
+    assert (effect.proved, effect.achieved, effect.explanation) == (proved, achieved, said)
 
 
 # ---- flap -------------------------------------------------------------------------------------------------------

@@ -1,12 +1,16 @@
 """`network.reset`: TCP connections are reset, as by a peer that has restarted or a firewall that forgot them.
 
-The next segment of such a connection is dropped and answered by a reset to whoever sent it, who then has ECONNRESET.
-The other end hears of it when it sends something in turn: by a reset from the rules, or from the kernel of the one that
-was told, which no longer knows the connection. By `connections`::
+A connection is reset at its next segment, whichever end sends it. The program of this host is told at once, by
+ECONNRESET: a segment that leaves is dropped and answered by a reset, and one that arrives is made a reset itself, so
+that who waits for an answer gets that instead. The peer is told when it sends something, or sends it again (RFC 6298,
+8985: some milliseconds to some hundred): by the rules, or by the kernel of this host, which has no such connection any
+more. By `connections`::
 
     existing   those that stood when the fault began. A new one is made and works: who reconnects recovers
     new        those that are begun while it lasts: the handshake passes, and then they are reset. Those that stood stay
     both       every one, old or new
+
+With one `direction` these are the segments that count; a connection that has none in it stays.
 
 **A connection that carries nothing stays** until it does, or until the fault ends: an idle one is reset at its next
 use, as after a peer's crash. The kernel could end it from within (SOCK_DESTROY, `ss -K`), but its program would see
@@ -17,7 +21,7 @@ A connection is known by its two addresses and ports: one made anew between the 
 as the old one once its handshake is over.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field
@@ -26,12 +30,13 @@ from brownout_agent.faults.contract import Effect, Host, Record
 from brownout_agent.faults.network_rules import FAMILY, Treatment
 from brownout_agent.faults.network_scope import NetworkParameters, Scope
 from brownout_agent.faults.network_table import NetworkFault, PacketCounts, PacketMeter, judge_all
-from brownout_agent.kernel.nftables import NftablesError, read_element_counters
+from brownout_agent.kernel.nftables import NftablesError, count_elements
 from brownout_agent.kernel.tcp_connections import Connection, read_open
 
 Connections = Literal["existing", "new", "both"]
-_SETS = {4: "existing4", 6: "existing6"}
-_ADDRESS = {4: "ip", 6: "ip6"}
+_IP = {4: "ip", 6: "ip6"}
+_SET_SIZE_MIN = 65_535
+"""A set from which rules delete must have a size."""
 
 
 class ResetParameters(NetworkParameters):
@@ -46,21 +51,33 @@ class ResetParameters(NetworkParameters):
 
 
 def reset(connections: Connections, standing: Iterable[Connection]) -> Treatment:
-    """Answer the segments of connections by resets; `standing` are those that exist."""
+    """Reset connections at their next segment; `standing` are those that exist.
+
+    Two sets of them for each address family: `standing` for as long as the fault lasts, and `untold`, those whose
+    program has not been told, from which the rules take one connection after the other.
+    """
 
     def rules(direction: str) -> list[str]:
-        count = f"counter name {direction}_seen counter name {direction}_dropped reject with tcp reset"
-        match connections:
-            case "existing":
-                chosen = [f"{is_standing} {count}" for is_standing in _standing_matches(direction)]
-            case "new":
-                chosen = [*(f"{is_standing} accept" for is_standing in _standing_matches(direction)), count]
-            case "both":
-                chosen = [count]
+        count = f"counter name {direction}_seen counter name {direction}_dropped"
+        refuse = f"{count} reject with tcp reset"
+        chosen: list[str] = []
+        for version in _IP:
+            key = _key(direction, version)
+            tell = f"delete @untold{version} {{ {key} }}"
+            if connections == "new":
+                chosen.append(f"{key} @standing{version} accept")
+                continue
+            if direction == "ingress":
+                chosen.append(f"{key} @untold{version} {count} {tell} tcp flags set rst accept")
+            if connections == "existing":
+                chosen.append(f"{key} @standing{version} {tell} {refuse}")
+            elif direction == "egress":
+                chosen.append(tell)
         # A handshake passes, and so do resets: nothing may be answered to them.
-        return ["tcp flags & (syn | rst) != 0 accept", *(f"meta l4proto tcp {rule}" for rule in chosen)]
+        passing = "tcp flags & (syn | rst) != 0 accept"
+        return [passing, *chosen, *([] if connections == "existing" else [f"meta l4proto tcp {refuse}"])]
 
-    return Treatment(rules, () if connections == "both" else tuple(_standing_sets(standing)))
+    return Treatment(rules, tuple(_sets([*standing])))
 
 
 class NetworkReset(NetworkFault[ResetParameters]):
@@ -74,8 +91,6 @@ class NetworkReset(NetworkFault[ResetParameters]):
         return reset("existing", ())
 
     def treatment(self, parameters: ResetParameters, scope: Scope) -> Treatment:
-        if parameters.connections == "both":
-            return reset("both", ())
         return reset(parameters.connections, filter(scope.meets, read_open()))
 
     def judge(self, parameters: ResetParameters, scope: Scope, counts: dict[str, PacketCounts]) -> Effect:
@@ -88,57 +103,55 @@ class NetworkReset(NetworkFault[ResetParameters]):
 
 
 class _StandingMeter(PacketMeter[ResetParameters]):
-    """Reads what the kernel counted for each of the connections in the table's sets."""
+    """Counts the connections that are left in the table's set of those that were not told."""
 
     def __init__(self, fault: NetworkReset, record: Record[ResetParameters]) -> None:
         super().__init__(fault, record)
-        self._resets: list[int] = []
+        self._standing = self._untold = 0
         self._counted: dict[str, PacketCounts] | None = None
 
     def sample(self) -> None:
         super().sample()
         if self.counts == self._counted:
             return  # a list of 20 000 takes 0.7 s to read
-        self._counted = self.counts
         try:
-            self._resets = [
-                packets for name in _SETS.values() for packets in read_element_counters(FAMILY, self.table, name)
-            ]
+            if self._counted is None:
+                self._standing = sum(count_elements(FAMILY, self.table, f"standing{version}") for version in _IP)
+            self._untold = sum(count_elements(FAMILY, self.table, f"untold{version}") for version in _IP)
         except NftablesError as error:
             self.lost = f"; the connections in table {self.table} could not be read: {error}"
+            return
+        self._counted = self.counts
 
     def judged(self) -> Effect:
-        return judge_standing(self.scope, self._resets)
+        return judge_standing(self.scope, self._standing, self._standing - self._untold)
 
 
-def judge_standing(scope: Scope, resets: Sequence[int]) -> Effect:
-    """Proved when a connection was reset. `resets` are how many segments of each that stood were answered so."""
+def judge_standing(scope: Scope, standing: int, reset: int) -> Effect:
+    """Of so many connections that stood, so many were reset. Proved when one was. Pure."""
     unit = "% of connections"
-    if not resets:
+    if not standing:
         return Effect(100.0, None, unit, False, f"no connection ({scope.text}) stood when the fault began")
-    hit = sum(map(bool, resets))
-    why = f"the kernel reset {hit} of the {len(resets)} connections that stood ({scope.text})"
-    rest = "" if hit == len(resets) else "; the rest carried nothing"
-    return Effect(100.0, 100 * hit / len(resets), unit, hit > 0, why + rest)
+    why = f"the kernel reset {reset} of the {standing} connections that stood ({scope.text})"
+    rest = "" if reset == standing else "; the rest carried nothing"
+    return Effect(100.0, 100 * reset / standing, unit, reset > 0, why + rest)
 
 
-def _standing_matches(direction: str) -> list[str]:
-    """A match for each address family: the packet's connection as this host sees it, its own end first."""
+def _key(direction: str, version: int) -> str:
+    """A packet's connection as this host sees it, its own end first."""
     ends = ("saddr", "sport"), ("daddr", "dport")
     (own, own_port), (peer, peer_port) = ends if direction == "egress" else ends[::-1]
-    return [
-        f"{ip} {own} . tcp {own_port} . {ip} {peer} . tcp {peer_port} @{_SETS[version]}"
-        for version, ip in _ADDRESS.items()
-    ]
+    return f"{_IP[version]} {own} . tcp {own_port} . {_IP[version]} {peer} . tcp {peer_port}"
 
 
-def _standing_sets(standing: Iterable[Connection]) -> list[str]:
-    keys: dict[int, list[str]] = {version: [] for version in _SETS}
-    for one in standing:
+def _sets(connections: list[Connection]) -> list[str]:
+    keys: dict[int, list[str]] = {version: [] for version in _IP}
+    for one in connections:
         keys[one.local.version].append(f"{one.local} . {one.local_port} . {one.remote} . {one.remote_port}")
+    flags = {"standing": "", "untold": f"flags dynamic; size {max(len(connections), _SET_SIZE_MIN)}"}
     return [
-        f"set {name} {{ type ipv{version}_addr . inet_service . ipv{version}_addr . inet_service; counter\n"
-        + (f"elements = {{ {', '.join(keys[version])} }}\n" if keys[version] else "")
-        + "}"
-        for version, name in _SETS.items()
+        f"set {name}{version} {{ type ipv{version}_addr . inet_service . ipv{version}_addr . inet_service\n"
+        f"{flags[name]}\n" + (f"elements = {{ {', '.join(keys[version])} }}\n" if keys[version] else "") + "}"
+        for name in flags
+        for version in _IP
     ]

@@ -17,7 +17,6 @@ from typing import Any
 LIBRARY = "libnftables.so.1"
 _OUTPUT_STATELESS = 1 << 2
 _OUTPUT_JSON = 1 << 4
-_COUNTER = re.compile(r"\bcounter packets (\d+)")
 _TIMEOUT = re.compile(r"(\S+) timeout (\w+) expires (\w+)")
 _UNIT_MS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
 _NETLINK_NETFILTER = 12
@@ -169,15 +168,16 @@ def read_counters(family: str, table: str) -> dict[str, int]:
     return {entry["counter"]["name"]: int(entry["counter"]["packets"]) for entry in listed if "counter" in entry}
 
 
-def read_element_counters(family: str, table: str, name: str) -> list[int]:
-    """The packets that each element of a set with `counter` has matched, in no order.
+def count_elements(family: str, table: str, name: str) -> int:
+    """How many elements a set has.
 
     Raises:
         OSError: the library is not there, the kernel refused, or there is no such set.
     """
     with Nftables() as nft:
-        listed = nft.run(f"list set {family} {table} {name}")
-    return [int(packets) for packets in _COUNTER.findall(listed)]
+        listed = nft.listing(f"list set {family} {table} {name}")
+    (found,) = (entry["set"] for entry in listed if "set" in entry)
+    return len(found.get("elem", ()))
 
 
 def read_timeouts(family: str, table: str, name: str) -> dict[str, tuple[int, int]]:
