@@ -135,7 +135,7 @@ def read(results: Path) -> Strikes:
 
 async def _sit(options: argparse.Namespace) -> Sitting:
     sitting = Sitting(options.results, time.monotonic() + options.minutes * 60, read(options.results))
-    scenes = [*SCENES]
+    scenes = [*options.scenes]
     await asyncio.gather(*(sitting.find(scenes) for _ in range(options.hosts)))
     sitting.left.sort()
     random.Random(options.seed).shuffle(sitting.left)
@@ -151,6 +151,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--hosts", type=int, default=6, help="that are struck at the same time")
     parser.add_argument("--seed", type=int, default=1, help="of the order of the points")
+    parser.add_argument("--scenes", nargs="+", choices=SCENES, default=SCENES, help="all when left out")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--document", type=Path, default=DOCUMENT)
     options = parser.parse_args()

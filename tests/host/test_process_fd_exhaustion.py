@@ -5,15 +5,19 @@ import os
 import resource
 import signal
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Host, Record, Refusal
+from brownout_agent.frames import to_value
 from brownout_agent.kernel.descriptors import Limit, read_limit, set_limit
 from brownout_agent.kernel.processes import send_signal, wait_dead
+from brownout_protos.v1 import fault_pb2
 
 from tests.support.faultbench import held
+from tests.support.injectors import ACCEPTED, REFUSED, connect, injector, new_id, story
 from tests.support.services import app_server, free_port, listens
 from tests.support.told_program import Told, pids_group, told_program
 
@@ -184,6 +188,28 @@ def test_a_second_one_on_the_same_process_is_refused_as_neither_could_undo() -> 
         with pytest.raises(Refusal, match=r"has a process.fd_exhaustion already"):
             recorded(unfinished, pid=told.pid)
         assert recorded(unfinished, pid=other.pid).facts["victims"]
+
+
+def test_the_injector_takes_a_second_one_on_when_the_first_is_undone(tmp_path: Path) -> None:
+    async def scene(folder: Path) -> None:
+        with told_program() as told:
+            before = read_limit(told.pid)
+            async with injector(folder):
+                client = await connect(folder)
+                for _ in range(2):
+                    fault_id = new_id()
+                    client.inject(fault_id, kind="process.fd_exhaustion", parameters={"pid": to_value(told.pid)})
+                    assert (await client.reply()).outcome == ACCEPTED
+                    await client.state(fault_pb2.ACTIVE)
+                    client.inject(new_id(), kind="process.fd_exhaustion", parameters={"pid": to_value(told.pid)})
+                    reply = await client.reply()
+                    assert reply.outcome == REFUSED
+                    assert "has a process.fd_exhaustion already" in reply.reason
+                    client.send(stop=fault_pb2.Stop(fault_id=fault_id))
+                    await client.state(fault_pb2.CLEAN)
+                    assert read_limit(told.pid) == before
+
+    story(scene, tmp_path)
 
 
 def test_who_has_no_more_left_anyway_is_refused() -> None:

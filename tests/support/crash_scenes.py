@@ -26,10 +26,11 @@ from tests.support.undo_sequences import Host
 
 KINDS = (
     "cpu.load", "disk.fill", "disk.io", "memory.load", "network.blackhole", "network.flap", "network.latency",
-    "network.loss", "network.reject", "network.reset", "process.kill", "process.pause",
+    "network.loss", "network.port_occupy", "network.reject", "network.reset", "process.crash_loop",
+    "process.fd_exhaustion", "process.kill", "process.pause", "process.pid_exhaustion",
 )  # fmt: skip
 SCENES = (*KINDS, START, REAP)
-LEFT_BEHIND = ("memory.load", "network.loss", "process.kill")
+LEFT_BEHIND = ("memory.load", "network.loss", "process.fd_exhaustion", "process.kill")
 """What the last two scenes undo: one of each way to undo that does more than look."""
 GONE_WITHIN_S = 90.0
 """How soon it should be is another matter (docs/death-matrix.md): this is for a machine that has much else to do."""
@@ -70,8 +71,12 @@ def parameters_of(host: Host, kind: str) -> dict[str, Any]:
         "network.loss": {"to": "127.0.0.8", "percent": 20},
         "network.reject": {"to": "127.0.0.6", "port": 9999},
         "network.reset": {"to": "127.0.0.5", "connections": "both"},
+        "network.port_occupy": {"port": "9009-9010", "protocol": "any"},
+        "process.crash_loop": {"command": host.supervised, "every": "1s"},
+        "process.fd_exhaustion": {"command": host.supervised},
         "process.kill": {"command": host.tag, "restart": True},
         "process.pause": {"command": host.tag},
+        "process.pid_exhaustion": {"command": host.tag},
     }
     return by_kind[kind]
 

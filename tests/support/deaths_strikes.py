@@ -12,8 +12,8 @@ from tests.support.deaths_kernel import ProcessReader, faults_there, holders
 from tests.support.deaths_trial import Censored, Scene, Since, Strike
 
 LOOK_EVERY_S = 0.05
-SHORT_S = 3.0
-"""A fault's time where its end is what is measured."""
+SHORT_S = 10.0
+"""A fault's time where its end is what is measured; all faults of a host come about within it, one after the other."""
 RESTART_AFTER_S = 2.0
 """RestartSec= of the injector's unit."""
 

@@ -7,6 +7,7 @@ of the supervisor (systemd, a container runtime) whose patience is to be seen.
 import os
 import signal
 import time
+from contextlib import suppress
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -131,7 +132,8 @@ class _LoopMeter(Meter):
     def sample(self) -> None:
         self._samples += 1
         now_s = boottime_ns() / 1e9
-        self._lives |= {process.key for process in _running(self._parameters, self._uid, self._facts)}
+        with suppress(Refusal):  # a protected command matches now, upon which the holder ends
+            self._lives |= {process.key for process in _running(self._parameters, self._uid, self._facts)}
         alive = {key for key in self._lives if is_alive(key)}
         self._ended = self._lives - alive
         self._outlived |= {key for key in alive if now_s - self._seen_from_s(key) > self._longest_s}

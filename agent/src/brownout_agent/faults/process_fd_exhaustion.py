@@ -115,7 +115,7 @@ class _LimitMeter(Meter):
                 self._gone.setdefault(victim["name"], self._samples)
                 are_limited = False
             else:
-                are_limited &= limit.soft <= victim["lowered"]
+                are_limited &= 0 <= limit.soft <= victim["lowered"]
                 free = max(free, free_below(limit.soft, taken))
         self._limited += are_limited
         if are_limited:

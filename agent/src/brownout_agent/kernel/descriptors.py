@@ -2,7 +2,8 @@
 
 The limit of another user's process may be set by whoever has CAP_SYS_RESOURCE, or whose real user and group are the
 process's own (prlimit(2)). The injector has no such capability, but may become anybody: so a thread of its own takes on
-the real ids of the process, sets the limit, and ends.
+the real ids of the process, sets the limit, and ends. For that moment that user may signal the thread (tgkill(2)), and
+so end the injector, upon which its watchdog undoes everything.
 """
 
 import ctypes
