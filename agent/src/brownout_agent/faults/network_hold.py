@@ -54,11 +54,9 @@ def drain(queue: PacketQueue) -> None:
     """Let all that wait go at once, so that none of them is lost. No more are being handed over."""
     queue.accept_all()
     deadline_s = time.monotonic() + _DRAIN_WITHIN_S
-    # A packet that was between the rule and the queue when the rule changed.
     while select.select([queue], [], [], _QUIET_S)[0] and time.monotonic() < deadline_s:
         while queue.receive() is not None:
-            pass
-        queue.accept_all()
+            queue.accept_all()  # that one too: it was between the rule and the queue when the rule changed
 
 
 def wait_s(due_ns: int | None) -> float:
