@@ -163,7 +163,6 @@ def test_what_a_later_version_will_do_is_refused_by_name_and_never_ignored() -> 
         ("not-yet", 30, 1),  # alerts
         ("not-yet", 34, 32),  # metric value
         ("not-yet", 39, 1),  # load
-        ("not-yet", 53, 13),  # fault network.latency
         ("not-yet", 62, 21),  # a shape
         ("not-yet", 66, 1),  # schedule
         ("not-yet", 67, 1),  # notify
@@ -243,7 +242,7 @@ def test_what_a_later_version_will_do_is_refused_by_name_and_never_ignored() -> 
         (22, "  - 15s", "wrong-type", 5, "abort_if"),
         (25, "  - name: Busy", "bad-name", 11, "a-z, 0-9 and -"),
         (26, "    inject: cpu.laod", "unknown-fault", 13, "did you mean `cpu.load`?"),
-        (26, "    inject: network.latency", "not-yet", 13, "faults list"),
+        (26, "    inject: network.duplicate", "not-yet", 13, "faults list"),
         (27, "    target: ap", "unknown-name", 13, "did you mean `app`?"),
         (27, '    target: "role="', "bad-selector", 13, "role=app"),
         (27, '    target: ""', "bad-value", 13, "at least 1 character"),

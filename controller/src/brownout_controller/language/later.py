@@ -12,7 +12,6 @@ FAULTS = frozenset(
         "dns.error",
         "network.corrupt",
         "network.duplicate",
-        "network.latency",
         "network.partition",
         "network.rate",
         "network.reorder",
