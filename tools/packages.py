@@ -35,6 +35,8 @@ TEST = {
     "curl": "curl",
     "initdb": "postgresql",
     "glewlwyd": "glewlwyd",
+    "dnsmasq": "dnsmasq-base",
+    "dig": "bind9-dnsutils",
     "sqlite3": "dbconfig-sqlite3",  # brings sqlite3 along, and keeps apt from choosing MariaDB's for glewlwyd
     **WATCHERS,
     **HOSTS,

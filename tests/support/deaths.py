@@ -36,6 +36,7 @@ class Seen(StrEnum):
     SILENCE = "a datagram that does not arrive"
     LOSS = "some of 24 datagrams that do not arrive"
     LATE = "a datagram that does not arrive at once"
+    UNASKED = "a DNS query that does not reach its server at once"
     RESET = "a connection that is reset"
     STILL = "a victim that stands still"
     MISSING = "a victim that does not run"
@@ -76,6 +77,9 @@ class FaultCase:
 _SUPERVISED = "supervised"
 SILENT_TO, LOSSY_TO, LATE_TO = "127.0.0.9", "127.0.0.8", "127.0.0.7"
 REFUSED_TO, RESET_TO, FLAPPING_TO = "127.0.0.6", "127.0.0.5", "127.0.0.4"
+UNANSWERED_TO, DELAYED_TO, ANSWERED_TO = "127.0.0.3", "127.0.0.10", "127.0.0.11"
+NAME = "{to}.brownout.test"
+"""What is asked for at a fault's own server."""
 FAULTS = (
     FaultCase("cpu.load", {"percent": 5, "of": "own", "cores": "0"}, Seen.HOLDER),
     FaultCase("memory.load", {"size": "16MiB", "reserve": "64MiB"}, Seen.HOLDER),
@@ -88,6 +92,9 @@ FAULTS = (
     FaultCase("network.reject", {"to": REFUSED_TO, "port": 9}, Seen.SILENCE, REFUSED_TO),
     FaultCase("network.reset", {"to": RESET_TO, "connections": "both"}, Seen.RESET, RESET_TO),
     FaultCase("network.flap", {"to": FLAPPING_TO, "every": "10m", "down": "9m"}, Seen.SILENCE, FLAPPING_TO),
+    FaultCase("dns.failure", {"names": NAME.format(to=UNANSWERED_TO)}, Seen.UNASKED, UNANSWERED_TO),
+    FaultCase("dns.delay", {"names": NAME.format(to=DELAYED_TO), "delay": "5s"}, Seen.UNASKED, DELAYED_TO),
+    FaultCase("dns.answer", {"names": NAME.format(to=ANSWERED_TO), "to": "::1"}, Seen.UNASKED, ANSWERED_TO),
     FaultCase("process.pause", {"command": "{tag}"}, Seen.STILL),
     FaultCase("process.kill", {"command": "{tag}", "restart": True}, Seen.MISSING),
     FaultCase("process.crash_loop", {"command": f"-c {VICTIM} {_SUPERVISED} {{tag}}", "every": "1s"}, Seen.CRASHING),

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.deaths import FaultCase, Seen
+from tests.support.deaths import NAME, FaultCase, Seen
 
 _PROC = Path("/proc")
 _SETTLED_S = 2.0
@@ -25,6 +25,10 @@ _ARG_START = 45
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _CLONE_NEWNET = 0x40000000
 _DATAGRAMS = 24
+_DNS_PORT = 53
+_QUERY = bytes.fromhex("0100 0001 0000 0000 0000")
+"""A DNS header behind its id: one question, recursion desired."""
+_QUEUED_S = 0.005
 _CONNECT_TIMEOUT_S = 1.0
 _NEXT_TO_NONE = 64
 """Descriptors; no host limits its processes to so few."""
@@ -95,13 +99,13 @@ class Datagrams:
         for target, seen in targets.items():
             kind = socket.SOCK_STREAM if seen is Seen.RESET else socket.SOCK_DGRAM
             receiver = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
-            receiver.bind((target, 9))
+            receiver.bind((target, _DNS_PORT if seen is Seen.UNASKED else 9))
             sender = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
             if seen is Seen.RESET:
                 receiver.listen()
                 sender.settimeout(_CONNECT_TIMEOUT_S)
             else:
-                sender.connect((target, 9))
+                sender.connect(receiver.getsockname())
             self._pairs[target] = (sender, receiver)
 
     def close(self) -> None:
@@ -112,15 +116,23 @@ class Datagrams:
 
     def arrived(self, target: str) -> int:
         """How many of 24 datagrams arrive there now. The loopback delivers before send(2) returns, late, or never."""
+        return self._arrived(target, os.urandom(8))
+
+    def asked(self, target: str) -> int:
+        """How many of 24 DNS queries arrive there now. One that passes through a queue may take its time there."""
+        labels = NAME.format(to=target).split(".")
+        question = b"".join(bytes([len(label)]) + label.encode() for label in labels) + b"\0\0\1\0\1"
+        return self._arrived(target, os.urandom(2) + _QUERY + question, _QUEUED_S)
+
+    def _arrived(self, target: str, look: bytes, patience_s: float = 0.0) -> int:
         sender, receiver = self._pairs[target]
         sender.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # an answer to an earlier one
-        look = os.urandom(8)
         for _ in range(_DATAGRAMS):
             with contextlib.suppress(OSError):  # a rule in the way out says EPERM, which is a loss as well
                 sender.send(look)
         count = 0
-        while select.select([receiver], [], [], 0)[0]:
-            count += receiver.recv(16) == look  # what an earlier look had sent is late
+        while count < _DATAGRAMS and select.select([receiver], [], [], patience_s)[0]:
+            count += receiver.recv(512) == look  # what an earlier look had sent is late
         return count
 
     def is_reset(self, target: str) -> bool:
@@ -156,6 +168,8 @@ def _is_there(fault: FaultCase, tag: str, processes: list[Process], datagrams: D
             return any(fault.kind in process.line for process in holders(processes))
         case Seen.SILENCE | Seen.LOSS | Seen.LATE:
             return datagrams.arrived(fault.to) < _DATAGRAMS
+        case Seen.UNASKED:
+            return datagrams.asked(fault.to) < _DATAGRAMS
         case Seen.RESET:
             return datagrams.is_reset(fault.to)
         case Seen.STILL:

@@ -108,6 +108,8 @@ class Host:
     """The live control connections of the agent: never part of a network fault."""
     exempt_ports: tuple[int, ...] = (22,)
     """Local or remote TCP ports that no network fault touches: SSH."""
+    exempt_uids: tuple[int, ...] = ()
+    """The agent's user, where that is not root: what it asks DNS servers is no fault's matter."""
     protected_pids: frozenset[int] = frozenset()
     """Agent, injector, reaper and their ancestors: never signalled, never paused."""
     protected_names: tuple[str, ...] = ("sshd", "systemd", "init", "dbus-daemon", "systemd-journald")

@@ -8,7 +8,7 @@ import pwd
 import socket
 import struct
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -288,7 +288,8 @@ class Door:
         ours = {os.getpid(), caller.pid, *ancestors(os.getpid()), *ancestors(caller.pid)}
         if self.watchdog is not None:
             ours.add(self.watchdog.pid)
-        return self._admission.policy.host(caller.control_peers, frozenset(ours), kind)
+        host = self._admission.policy.host(caller.control_peers, frozenset(ours), kind)
+        return replace(host, exempt_uids=(caller.uid,) if caller.uid else ())
 
 
 def capabilities(host: Host, halted: str = "") -> list[fault_pb2.Capability]:

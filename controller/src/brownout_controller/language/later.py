@@ -9,7 +9,6 @@ WATCHERS = frozenset({"keepalived", "kubernetes", "patroni", "sentinel"})
 FAULTS = frozenset(
     {
         "clock.skew",
-        "dns.error",
         "network.corrupt",
         "network.duplicate",
         "network.partition",
