@@ -94,8 +94,21 @@ def test_new_ones_are_those_that_did_not_stand() -> None:
 
 def test_sets_of_nobody_have_no_elements_and_large_ones_hold_all() -> None:
     assert not any("elements" in of for of in reset("existing", []).sets)
-    assert sum("size 65535" in of for of in reset("existing", [OURS]).sets) == 2
-    assert sum("size 70000" in of for of in reset("existing", [OURS] * 70_000).sets) == 2
+    assert sum("size 1\n" in of for of in reset("existing", []).sets) == 2
+    assert sum("size 70000\n" in of for of in reset("existing", [OURS] * 70_000).sets) == 1
+
+
+@pytest.mark.parametrize(
+    ("connections", "names"), [("existing", {"standing", "untold"}), ("new", {"standing"}), ("both", {"untold"})]
+)
+def test_there_are_the_sets_that_the_rules_look_into_and_no_others(connections: Any, names: set[str]) -> None:
+    treatment = reset(connections, [OURS])
+    used = {
+        name for way in ("ingress", "egress") for rule in treatment.rules(way) for name in re.findall(r"@(\w+)", rule)
+    }
+    assert (
+        used == {of.split()[1] for of in treatment.sets} == {f"{name}{version}" for name in names for version in (4, 6)}
+    )
 
 
 @pytest.mark.parametrize("protocol", ["udp", "any", "icmp"])

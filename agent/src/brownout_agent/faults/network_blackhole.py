@@ -6,10 +6,12 @@ then, so a DNS query fails at once instead of timing out; with `direction: ingre
 vanishes, which is silent.
 """
 
-from brownout_agent.faults.contract import Effect
+from functools import partial
+
+from brownout_agent.faults.contract import Host, Meter, Record
 from brownout_agent.faults.network_rules import LOTS, Treatment, drop
 from brownout_agent.faults.network_scope import NetworkParameters, Scope
-from brownout_agent.faults.network_table import NetworkFault, PacketCounts, judge_all
+from brownout_agent.faults.network_table import CountMeter, NetworkFault, judge_all
 
 
 class BlackholeParameters(NetworkParameters):
@@ -26,5 +28,5 @@ class NetworkBlackhole(NetworkFault[BlackholeParameters]):
     def treatment(self, parameters: BlackholeParameters, scope: Scope) -> Treatment:
         return drop(LOTS)
 
-    def judge(self, parameters: BlackholeParameters, scope: Scope, counts: dict[str, PacketCounts]) -> Effect:
-        return judge_all("dropped", scope, counts)
+    def measure(self, record: Record[BlackholeParameters], host: Host) -> Meter:
+        return CountMeter(record, partial(judge_all, "dropped"))

@@ -2,7 +2,9 @@
 
 It begins down, is up again after `down`, and goes down anew every `every`, counted from the beginning of the fault, so
 that delays do not add up. Each time down is a time-out of the kernel's: the holder begins it and nobody has to end it,
-so a holder that is stopped leaves the link up. While it is down packets vanish as `network.blackhole` has them vanish.
+so a holder that is stopped leaves the link up, and it lasts as long as asked even where it began late; one that would
+begin later than after half of the time up is left out. While it is down packets vanish as `network.blackhole` has them
+vanish.
 
 A flap that is down for less than 3 s at a time is up again before its trial is over, whomever it cuts off: what holds
 the host comes through in between.
@@ -15,7 +17,7 @@ from typing import Annotated, NoReturn
 
 from pydantic import Field, model_validator
 
-from brownout_agent.faults.contract import DurationMs, Effect, Hold, Host, Record, Refusal
+from brownout_agent.faults.contract import DurationMs, Effect, Hold, Host, Meter, Record, Refusal
 from brownout_agent.faults.network_rules import FAMILY, Treatment, leases, table_name
 from brownout_agent.faults.network_scope import NetworkParameters, Scope
 from brownout_agent.faults.network_table import NetworkFault, PacketCounts, PacketMeter
@@ -90,33 +92,31 @@ class NetworkFlap(NetworkFault[FlapParameters]):
     def treatment(self, parameters: FlapParameters, scope: Scope) -> Treatment:
         return flap(round(parameters.down))
 
-    def judge(self, parameters: FlapParameters, scope: Scope, counts: dict[str, PacketCounts]) -> Effect:
-        return judge_flap(parameters, scope, counts, {}, 0)
-
     def keep(self, nft: Nftables, parameters: FlapParameters, hold: Hold) -> NoReturn:
         table, due_ns = table_name(hold.fault_id), boottime_ns()
+        latest_ms = (parameters.every - parameters.down) / 2
         number = 0
         while True:
             number += 1
             due_ns += round(parameters.every * _NS_PER_MS)
             _wait_until(due_ns)
-            # Ends when it should, though it began late; one that is over already is left out.
-            left_ms = round(parameters.down - (boottime_ns() - due_ns) / _NS_PER_MS)
-            if left_ms > 0:
-                try:
-                    nft.run(go_down(table, number, left_ms))
-                except NftablesError as error:
-                    raise Refusal(f"it could not go down for the {number + 1}. time: {error}") from error
+            if boottime_ns() - due_ns > latest_ms * _NS_PER_MS:
+                continue  # this holder was stopped, or its host suspended
+            try:
+                nft.run(go_down(table, number, round(parameters.down)))
+            except NftablesError as error:
+                raise Refusal(f"it could not go down for the {number + 1}. time: {error}") from error
 
-    def measure(self, record: Record[FlapParameters], host: Host) -> PacketMeter[FlapParameters]:
-        return _DownMeter(self, record)
+    def measure(self, record: Record[FlapParameters], host: Host) -> Meter:
+        return _DownMeter(record)
 
 
-class _DownMeter(PacketMeter[FlapParameters]):
+class _DownMeter(PacketMeter):
     """Beside the rules' counters: the times down, by the ages that the kernel tells of its sets' elements."""
 
-    def __init__(self, fault: NetworkFlap, record: Record[FlapParameters]) -> None:
-        super().__init__(fault, record)
+    def __init__(self, record: Record[FlapParameters]) -> None:
+        super().__init__(record)
+        self._parameters = record.parameters
         self._times: dict[int, TimeDown] = {}
         self._read_ns = 0
 
@@ -133,7 +133,7 @@ class _DownMeter(PacketMeter[FlapParameters]):
             self._times.setdefault(int(key, 0), TimeDown(began_ns, (timeout_ms - _KEPT_MS) * _NS_PER_MS))
 
     def judged(self) -> Effect:
-        return judge_flap(self.parameters, self.scope, self.counts, self._times, self._read_ns)
+        return judge_flap(self._parameters, self.scope, self.counts, self._times, self._read_ns)
 
 
 def judge_flap(

@@ -137,10 +137,6 @@ class NetworkLatency(NetworkFault[LatencyParameters]):
     def tried(self) -> Treatment:
         return _hand_over(("ingress", "egress"))
 
-    def judge(self, parameters: LatencyParameters, scope: Scope, counts: dict[str, PacketCounts]) -> Effect:
-        """By the counters alone, which tell who was met but not how late."""
-        return judge_latency(parameters, scope, _seen(counts), 0, Held(0, 0, ()))
-
     def detect(self, host: Host) -> Capability:
         able = super().detect(host)
         if not able.able:
@@ -185,14 +181,14 @@ class NetworkLatency(NetworkFault[LatencyParameters]):
             raise Refusal(f"packets cannot be held: {error}", _REMEDY) from error
 
     def measure(self, record: Record[LatencyParameters], host: Host) -> Meter:
-        return _LatencyMeter(self, record)
+        return _LatencyMeter(record)
 
 
-class _LatencyMeter(PacketMeter[LatencyParameters]):
+class _LatencyMeter(PacketMeter):
     """What the kernel counted of the rules, and how long the holder says that it held each packet."""
 
-    def __init__(self, fault: NetworkLatency, record: Record[LatencyParameters]) -> None:
-        super().__init__(fault, record)
+    def __init__(self, record: Record[LatencyParameters]) -> None:
+        super().__init__(record)
         self._parameters = record.parameters
         self._holder, self._tally = record.holders[0], int(record.facts["tally"])
         self._held = Held(0, 0, ())

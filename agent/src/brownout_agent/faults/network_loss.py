@@ -9,15 +9,16 @@ TCP sends again without waiting for a time-out, so a flow is slowed down less th
 """
 
 import math
+from functools import partial
 from statistics import NormalDist
 from typing import Annotated
 
 from pydantic import Field
 
-from brownout_agent.faults.contract import Effect, Percent
+from brownout_agent.faults.contract import Effect, Host, Meter, Percent, Record
 from brownout_agent.faults.network_rules import LOTS, Treatment, drop
 from brownout_agent.faults.network_scope import NetworkParameters, Scope
-from brownout_agent.faults.network_table import NetworkFault, PacketCounts
+from brownout_agent.faults.network_table import CountMeter, NetworkFault, PacketCounts
 
 CONFIDENCE = 0.999
 """A true loss is called unproved in one run of a thousand."""
@@ -41,8 +42,8 @@ class NetworkLoss(NetworkFault[LossParameters]):
     def treatment(self, parameters: LossParameters, scope: Scope) -> Treatment:
         return drop(lots_lost(parameters.percent))
 
-    def judge(self, parameters: LossParameters, scope: Scope, counts: dict[str, PacketCounts]) -> Effect:
-        return judge_loss(parameters.percent, scope, counts)
+    def measure(self, record: Record[LossParameters], host: Host) -> Meter:
+        return CountMeter(record, partial(judge_loss, record.parameters.percent))
 
 
 def lots_lost(percent: float) -> int:

@@ -26,14 +26,15 @@ then one a second; what it refuses beyond that vanishes. It answers by as many r
 Resets and ICMP errors themselves pass: nothing may be answered to them.
 """
 
+from functools import partial
 from typing import Literal
 
 from pydantic import Field
 
-from brownout_agent.faults.contract import Effect
+from brownout_agent.faults.contract import Host, Meter, Record
 from brownout_agent.faults.network_rules import Treatment
 from brownout_agent.faults.network_scope import NetworkParameters, Scope
-from brownout_agent.faults.network_table import NetworkFault, PacketCounts, judge_all
+from brownout_agent.faults.network_table import CountMeter, NetworkFault, judge_all
 
 Answer = Literal["refused", "host-unreachable", "admin-prohibited"]
 _ICMPX: dict[Answer, str] = {
@@ -88,5 +89,5 @@ class NetworkReject(NetworkFault[RejectParameters]):
     def treatment(self, parameters: RejectParameters, scope: Scope) -> Treatment:
         return refuse(parameters.answer)
 
-    def judge(self, parameters: RejectParameters, scope: Scope, counts: dict[str, PacketCounts]) -> Effect:
-        return judge_all("refused", scope, counts)
+    def measure(self, record: Record[RejectParameters], host: Host) -> Meter:
+        return CountMeter(record, partial(judge_all, "refused"))

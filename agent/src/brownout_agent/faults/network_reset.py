@@ -22,21 +22,20 @@ as the old one once its handshake is over.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Literal
 
 from pydantic import Field
 
-from brownout_agent.faults.contract import Effect, Host, Record
+from brownout_agent.faults.contract import Effect, Host, Meter, Record
 from brownout_agent.faults.network_rules import FAMILY, Treatment
 from brownout_agent.faults.network_scope import NetworkParameters, Scope
-from brownout_agent.faults.network_table import NetworkFault, PacketCounts, PacketMeter, judge_all
+from brownout_agent.faults.network_table import CountMeter, NetworkFault, PacketCounts, PacketMeter, judge_all
 from brownout_agent.kernel.nftables import NftablesError, count_elements
 from brownout_agent.kernel.tcp_connections import Connection, read_open
 
 Connections = Literal["existing", "new", "both"]
 _IP = {4: "ip", 6: "ip6"}
-_SET_SIZE_MIN = 65_535
-"""A set from which rules delete must have a size."""
 
 
 class ResetParameters(NetworkParameters):
@@ -53,8 +52,8 @@ class ResetParameters(NetworkParameters):
 def reset(connections: Connections, standing: Iterable[Connection]) -> Treatment:
     """Reset connections at their next segment; `standing` are those that exist.
 
-    Two sets of them for each address family: `standing` for as long as the fault lasts, and `untold`, those whose
-    program has not been told, from which the rules take one connection after the other.
+    Sets of them for each address family: `standing` for as long as the fault lasts, and `untold`, those whose program
+    has not been told, from which the rules take one connection after the other.
     """
 
     def rules(direction: str) -> list[str]:
@@ -77,7 +76,9 @@ def reset(connections: Connections, standing: Iterable[Connection]) -> Treatment
         passing = "tcp flags & (syn | rst) != 0 accept"
         return [passing, *chosen, *([] if connections == "existing" else [f"meta l4proto tcp {refuse}"])]
 
-    return Treatment(rules, tuple(_sets([*standing])))
+    names = {"existing": ("standing", "untold"), "new": ("standing",), "both": ("untold",)}[connections]
+    keys = [*standing]
+    return Treatment(rules, tuple(_set(name, version, keys) for name in names for version in _IP))
 
 
 class NetworkReset(NetworkFault[ResetParameters]):
@@ -93,20 +94,17 @@ class NetworkReset(NetworkFault[ResetParameters]):
     def treatment(self, parameters: ResetParameters, scope: Scope) -> Treatment:
         return reset(parameters.connections, filter(scope.meets, read_open()))
 
-    def judge(self, parameters: ResetParameters, scope: Scope, counts: dict[str, PacketCounts]) -> Effect:
-        return judge_all("reset", scope, counts)
-
-    def measure(self, record: Record[ResetParameters], host: Host) -> PacketMeter[ResetParameters]:
+    def measure(self, record: Record[ResetParameters], host: Host) -> Meter:
         if record.parameters.connections == "existing":
-            return _StandingMeter(self, record)
-        return PacketMeter(self, record)
+            return _StandingMeter(record)
+        return CountMeter(record, partial(judge_all, "reset"))
 
 
-class _StandingMeter(PacketMeter[ResetParameters]):
+class _StandingMeter(PacketMeter):
     """Counts the connections that are left in the table's set of those that were not told."""
 
-    def __init__(self, fault: NetworkReset, record: Record[ResetParameters]) -> None:
-        super().__init__(fault, record)
+    def __init__(self, record: Record[ResetParameters]) -> None:
+        super().__init__(record)
         self._standing = self._untold = 0
         self._counted: dict[str, PacketCounts] | None = None
 
@@ -144,14 +142,15 @@ def _key(direction: str, version: int) -> str:
     return f"{_IP[version]} {own} . tcp {own_port} . {_IP[version]} {peer} . tcp {peer_port}"
 
 
-def _sets(connections: list[Connection]) -> list[str]:
-    keys: dict[int, list[str]] = {version: [] for version in _IP}
-    for one in connections:
-        keys[one.local.version].append(f"{one.local} . {one.local_port} . {one.remote} . {one.remote_port}")
-    flags = {"standing": "", "untold": f"flags dynamic; size {max(len(connections), _SET_SIZE_MIN)}"}
-    return [
-        f"set {name}{version} {{ type ipv{version}_addr . inet_service . ipv{version}_addr . inet_service\n"
-        f"{flags[name]}\n" + (f"elements = {{ {', '.join(keys[version])} }}\n" if keys[version] else "") + "}"
-        for name in flags
-        for version in _IP
+def _set(name: str, version: int, connections: list[Connection]) -> str:
+    keys = [
+        f"{one.local} . {one.local_port} . {one.remote} . {one.remote_port}"
+        for one in connections
+        if one.local.version == version
     ]
+    lines = [f"set {name}{version} {{ type ipv{version}_addr . inet_service . ipv{version}_addr . inet_service"]
+    if name == "untold":  # what rules delete from wants a size, and takes the memory for it at once
+        lines.append(f"flags dynamic; size {max(len(keys), 1)}")
+    if keys:
+        lines.append(f"elements = {{ {', '.join(keys)} }}")
+    return "\n".join([*lines, "}"])

@@ -4,7 +4,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Generic, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from brownout_agent.faults.contract import (
     ABLE,
@@ -48,7 +48,7 @@ class PacketCounts:
 
 
 class NetworkFault(Fault[N]):
-    """A fault that is rules for packets. A subclass says what these do to them, and judges the counters."""
+    """A fault that is rules for packets. A subclass says what these do to them, and how that is measured."""
 
     bounds = frozenset({"interfaces"})
     reverts = (
@@ -64,10 +64,6 @@ class NetworkFault(Fault[N]):
     @abstractmethod
     def treatment(self, parameters: N, scope: Scope) -> Treatment:
         """What befalls the packets in scope. Called in the holder, just before the rules are loaded."""
-
-    @abstractmethod
-    def judge(self, parameters: N, scope: Scope, counts: dict[str, PacketCounts]) -> Effect:
-        """What the counters prove, by direction. Pure."""
 
     def detect(self, host: Host) -> Capability:
         try:
@@ -120,17 +116,12 @@ class NetworkFault(Fault[N]):
             return []
         return [f"nftables table `{FAMILY} {table}` is still there; next: nft delete table {FAMILY} {table}"]
 
-    def measure(self, record: Record[N], host: Host) -> Meter:
-        return PacketMeter(self, record)
 
+class PacketMeter(Meter):
+    """Reads the rules' counters through the injector's own connection to the kernel. A subclass judges them."""
 
-class PacketMeter(Meter, Generic[N]):
-    """Reads the rules' counters through the injector's own connection to the kernel."""
-
-    def __init__(self, fault: NetworkFault[N], record: Record[N]) -> None:
-        self._fault = fault
+    def __init__(self, record: Record[N]) -> None:
         self._samples = 0
-        self.parameters = record.parameters
         self.table = table_name(record.fault_id)
         self.scope = Scope.of(record.parameters, record.facts)
         self.counts = {direction: PacketCounts(0, 0) for direction in directions(self.scope)}
@@ -149,9 +140,9 @@ class PacketMeter(Meter, Generic[N]):
             for direction in self.counts
         }
 
+    @abstractmethod
     def judged(self) -> Effect:
         """The judgement over what was read."""
-        return self._fault.judge(self.parameters, self.scope, self.counts)
 
     def effect(self) -> Effect:
         judged = self.judged()
@@ -161,6 +152,17 @@ class PacketMeter(Meter, Generic[N]):
             explanation=judged.explanation + self.lost,
             samples=self._samples,
         )
+
+
+class CountMeter(PacketMeter):
+    """Judges by nothing but the counters."""
+
+    def __init__(self, record: Record[N], judge: Callable[[Scope, dict[str, PacketCounts]], Effect]) -> None:
+        super().__init__(record)
+        self._judge = judge
+
+    def judged(self) -> Effect:
+        return self._judge(self.scope, self.counts)
 
 
 def judge_all(done: str, scope: Scope, counts: dict[str, PacketCounts]) -> Effect:
