@@ -31,7 +31,7 @@ _QUERY = bytes.fromhex("0100 0001 0000 0000 0000")
 _QUEUED_S = 0.005
 _CONNECT_TIMEOUT_S = 1.0
 _NEXT_TO_NONE = 64
-"""Descriptors; no host limits its processes to so few."""
+"""Descriptors, or processes of a group: no host of ours has so low limits of its own."""
 PIDS_GROUPS = Path("/sys/fs/cgroup/pids")
 _OURS = ("brownout-agent", "brownout-injector", "brownout_agent.injector.main", "brownout_agent.agent.main")
 
@@ -201,10 +201,16 @@ def is_limited(fault: FaultCase, tag: str, processes: list[Process]) -> bool:
         if pid is not None and fault.seen is Seen.LIMITED:
             return resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] < _NEXT_TO_NONE
         if pid is not None and fault.seen is Seen.FULL:
-            groups = (_PROC / str(pid) / "cgroup").read_text().splitlines()
-            (path,) = (line.split(":", 2)[2] for line in groups if line.split(":", 2)[1] == "pids")
-            return Path(f"{PIDS_GROUPS}{path}/pids.max").read_text() != "max\n"
+            limit = (_pids_group(pid) / "pids.max").read_text().strip()
+            return limit != "max" and int(limit) < _NEXT_TO_NONE
     return False
+
+
+def _pids_group(pid: int) -> Path:
+    """In version 1 of control groups pids have a tree of their own; version 2 has one for all."""
+    memberships = [line.split(":", 2) for line in (_PROC / str(pid) / "cgroup").read_text().splitlines()]
+    of_version_1 = [path for _, controllers, path in memberships if controllers == "pids"]
+    return Path(f"{PIDS_GROUPS}{of_version_1[0]}" if of_version_1 else f"{PIDS_GROUPS.parent}{memberships[-1][2]}")
 
 
 def _victim_pid(tag: str, processes: list[Process]) -> int | None:

@@ -23,7 +23,7 @@ from brownout_agent.frames import to_value
 from brownout_agent.injector.journal import decode
 from brownout_protos.v1 import fault_pb2, injector_pb2
 
-from tests.support.deaths import UML_FAULTS
+from tests.support.deaths import FAULTS
 from tests.support.deaths_kernel import Datagrams, ProcessReader, faults_there, holders
 from tests.support.injectors import Client
 
@@ -34,7 +34,9 @@ INJECTOR = "brownout-injector.service"
 AGENT = "brownout-agent.service"
 _DROP_IN = Path(f"/run/systemd/system/{INJECTOR}.d/alone.conf")
 _WITHIN_S = 60.0
-_FAULTS = tuple(fault for fault in UML_FAULTS if fault.kind in {"memory.load", "process.pause", "process.kill"})
+_KINDS = frozenset({"memory.load", "process.pause", "process.kill", "process.fd_exhaustion", "process.pid_exhaustion"})
+"""One of each way to undo. Each victim is a service, and so has a control group of its own."""
+_FAULTS = tuple(fault for fault in FAULTS if fault.kind in _KINDS)
 _TAGS = {fault: f"victim-{fault.kind.removeprefix('process.')}" for fault in _FAULTS}
 
 
@@ -116,10 +118,10 @@ class Story:
         client = Client(*await asyncio.open_unix_connection(SOCKET))
         client.send(attach=injector_pb2.Attach(agent_version="test"))
         for fault in _FAULTS:
-            parameters = fault.filled_in(_TAGS[fault], "")
+            parameters, fault_id = fault.filled_in(_TAGS[fault], ""), str(uuid.uuid4())
             client.send(
                 inject=fault_pb2.Inject(
-                    fault_id=str(uuid.uuid4()),
+                    fault_id=fault_id,
                     environment="staging",
                     kind=fault.kind,
                     parameters={name: to_value(value) for name, value in parameters.items()},
@@ -127,13 +129,11 @@ class Story:
                     lease_ms=100_000,
                 )
             )
-        kinds = {fault.kind for fault in _FAULTS}
-        for _ in _FAULTS:
-            report = await client.state(fault_pb2.ACTIVE)
-            kinds.discard(report.kind)
-        await self._until(
-            lambda: len(self._there()) == len(_FAULTS), f"all faults are there, and reported; not {kinds}"
-        )
+            reply = await client.reply()  # one after the other: this host has one slow core
+            assert reply.outcome == fault_pb2.OrderReply.ACCEPTED, f"{fault.kind}: {reply}"
+            told = await client.until(lambda said, one=fault_id: _is_decided(said.report, one))  # type: ignore[misc]
+            assert told.report.state == fault_pb2.ACTIVE, told.report
+        await self._until(lambda: len(self._there()) == len(_FAULTS), "all faults are there")
         client.writer.close()
 
     def _there(self) -> set[str]:
@@ -155,6 +155,12 @@ class Story:
 
     def say(self, **plain: Any) -> None:
         self._tester.write(json.dumps(plain).encode() + b"\n")
+
+
+def _is_decided(report: fault_pb2.FaultReport, fault_id: str) -> bool:
+    """Whether it came about, or did not."""
+    is_over = report.end_cause != fault_pb2.END_CAUSE_UNSPECIFIED
+    return report.fault_id == fault_id and (report.state == fault_pb2.ACTIVE or is_over)
 
 
 def _stamp(what: str, unit: str) -> int:

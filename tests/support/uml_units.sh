@@ -28,10 +28,13 @@ cat >$units/victim@.service <<UNIT
 [Service]
 ExecStart=/usr/bin/env LD_LIBRARY_PATH=/opt/brownout/python/lib $python -S /opt/brownout/victim.py victim-%i
 UNIT
+mkdir $units/victim@fd_exhaustion.service.d
+printf '[Service]\nUser=nobody\n' >$units/victim@fd_exhaustion.service.d/user.conf
+victims=$(printf 'victim@%s.service ' pause kill fd_exhaustion pid_exhaustion)
 cat >$units/story.service <<UNIT
 [Unit]
-Wants=brownout-agent.service victim@pause.service victim@kill.service
-After=brownout-injector.service victim@pause.service victim@kill.service
+Wants=brownout-agent.service $victims
+After=brownout-injector.service $victims
 [Service]
 WorkingDirectory=/opt/brownout
 Environment=LD_LIBRARY_PATH=/opt/brownout/python/lib
