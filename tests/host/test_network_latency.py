@@ -311,3 +311,24 @@ def test_looking_for_the_librarys_socket_finds_one_of_netfilter_and_leaves_no_de
             assert (found.family, found.proto) == (socket.AF_NETLINK, 12)
         assert descriptors() == before | {str(nft.descriptor)}
     assert descriptors() == before
+
+
+def test_packets_that_a_holder_was_never_handed_keep_it_from_being_proved() -> None:
+    """A holder that is stopped reads nothing: what its socket cannot take passes, and is missed at the next reading."""
+
+    async def scene() -> None:
+        async with held("network.latency", to=FAR, protocol="udp", latency="20ms") as it:
+            assert burst(100, 1) == [*range(100)]
+            it.meter.sample()
+            assert it.meter.effect().achieved is not None
+            send_signal(it.holder.key, signal.SIGSTOP)
+            assert not udp_answers(FAR, 7001, timeout_s=0.1)
+            assert not udp_answers(FAR, 7001, timeout_s=0.1)
+            it.meter.sample()
+            assert "passed" not in it.meter.effect().explanation  # they may be on their way
+            it.meter.sample()
+            effect = it.meter.effect()
+            assert not effect.proved
+            assert "2 passed without being held" in effect.explanation
+
+    asyncio.run(scene())

@@ -23,7 +23,6 @@ _REVISION = 3
 _BYPASS = 1
 _NFPROTO_INET = 1
 _NLMSG_ERROR = 2
-_ANSWER_WITHIN_S = 5.0
 _ANSWER_BYTES = 8_192
 
 
@@ -45,10 +44,10 @@ def _send(descriptor: int, rule: bytes) -> int:
     """Send a transaction of this one rule; returns the kernel's errno, 0 when it was taken."""
     begin, end = (_message(kind, _REQUEST, 0, _NFT_SUBSYSTEM, b"") for kind in (_BATCH_BEGIN, _BATCH_END))
     with socket.socket(fileno=os.dup(descriptor)) as connection:
-        connection.settimeout(_ANSWER_WITHIN_S)
         connection.send(begin + rule + end)
         while True:
-            answer = connection.recv(_ANSWER_BYTES)
+            # It is there when send(2) returns. No time-out: that would make the library's socket non-blocking as well.
+            answer = connection.recv(_ANSWER_BYTES, socket.MSG_DONTWAIT)
             kind, number = struct.unpack_from("=4xH10xi", answer)
             if kind == _NLMSG_ERROR:
                 return -int(number)
