@@ -300,7 +300,7 @@ def test_a_failure_is_proved_by_answers_that_the_kernel_saw_arrive(
 def test_where_nobody_asked_it_says_what_else_was_seen() -> None:
     parameters = FailureParameters.model_validate({"names": "*.shop.test"})
     assert DnsFailure().judge(parameters, counted(queries=4)).explanation == (
-        "no query matched: nobody asked a DNS server for *.shop.test during the fault; 4 other queries were seen"
+        "no query matched: nobody asked a DNS server for *.shop.test during the fault; other queries seen: 4"
     )
     assert "no query was seen at all" in DnsFailure().judge(parameters, counted()).explanation
 
@@ -317,6 +317,12 @@ def test_a_delay_is_proved_by_how_long_queries_were_held_and_that_they_went_on(
     effect = judge_delay(parameters, counts)
     assert effect.proved is proved
     assert effect.achieved == pytest.approx(held_us / 2_000)
+
+
+def test_a_delay_longer_than_the_fault_says_that_queries_are_held_and_not_that_nobody_asked() -> None:
+    parameters = DelayParameters.model_validate({"names": "*", "delay": "60s"})
+    effect = judge_delay(parameters, counted(queries=3, asked=3, passed=1))
+    assert (effect.proved, effect.explanation) == (False, "2 queries are held; none has been for its whole delay")
 
 
 def test_a_policy_bounds_how_long_a_delay_is_and_how_many_queries_fail() -> None:

@@ -56,6 +56,10 @@ def judge_delay(parameters: DelayParameters, counts: dict[str, int]) -> Effect:
     was asked for, and when by the rules all of them went on. Pure.
     """
     unit = "ms"
+    held = counts["asked"] - counts["passed"]
+    if held and not counts["met"]:
+        why = f"{held} queries are held; none has been for its whole delay"
+        return Effect(parameters.delay, None, unit, False, why)
     if not counts["matched"]:
         return Effect(parameters.delay, None, unit, False, nobody_asked(parameters, counts))
     went_on = counts["passed"]

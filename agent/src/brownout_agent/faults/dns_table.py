@@ -28,8 +28,9 @@ from brownout_agent.faults.dns_rules import QUEUED, ruleset
 from brownout_agent.faults.dns_scope import DnsParameters, Matcher
 from brownout_agent.faults.network_hold import asked_to_end, drain
 from brownout_agent.faults.network_loss import CONFIDENCE, wilson_interval
-from brownout_agent.faults.network_rules import FAMILY, LEASE_MARGIN_MS, TABLE_PREFIX, extension, table_name
-from brownout_agent.kernel.nftables import LIBRARY, Nftables, NftablesError, read_counters, table_names
+from brownout_agent.faults.network_rules import FAMILY, LEASE_MARGIN_MS, TABLE_PREFIX, table_name
+from brownout_agent.faults.network_table import extend, remove_table, table_left
+from brownout_agent.kernel.nftables import LIBRARY, Nftables, NftablesError, read_counters
 from brownout_agent.kernel.packet_queue import PacketQueue
 from brownout_agent.kernel.queue_rule import append_queue_rule
 from brownout_agent.kernel.tally import Tally, read_tally
@@ -92,7 +93,7 @@ class DnsFault(Fault[D]):
             owned = _load(nft, table, uids, self.rcode(parameters), queue.number, lease_ms=lease_ms)
         except OSError as error:
             raise Refusal(*_why_not(error)) from error
-        hold.on_extension(lambda left_ms: _extend(nft, table, left_ms))
+        hold.on_extension(lambda left_ms: extend(nft, table, left_ms))
         with asked_to_end() as end, queue, nft:
             hold.ready(owned=owned, tally=tally.descriptor)
             Interception(queue, tally, means, treatment, percent=parameters.percent).run_until(end)
@@ -101,17 +102,10 @@ class DnsFault(Fault[D]):
             drain(queue)
 
     def undo(self, record: Record[D]) -> None:
-        table = table_name(record.fault_id)
-        if table in table_names(FAMILY):
-            with Nftables() as nft:
-                # `add` first: the pair succeeds as well when the kernel was quicker.
-                nft.run(f"add table {FAMILY} {table}; delete table {FAMILY} {table}")
+        remove_table(record.fault_id)
 
     def residue(self, record: Record[D]) -> list[str]:
-        table = table_name(record.fault_id)
-        if table not in table_names(FAMILY):
-            return []
-        return [f"nftables table `{FAMILY} {table}` is still there; next: nft delete table {FAMILY} {table}"]
+        return table_left(record.fault_id)
 
     def measure(self, record: Record[D], host: Host) -> Meter:
         return _QueryMeter(self, record)
@@ -183,7 +177,7 @@ def judge_share(parameters: DnsParameters, done: int, counts: dict[str, int], pr
 
 def nobody_asked(parameters: DnsParameters, counts: dict[str, int]) -> str:
     """Why nothing is proved where no query matched."""
-    others = f"{counts['queries']} other queries were seen" if counts["queries"] else "no query was seen at all"
+    others = f"other queries seen: {counts['queries']}" if counts["queries"] else "no query was seen at all"
     return f"no query matched: nobody asked a DNS server for {', '.join(parameters.names)} during the fault; {others}"
 
 
@@ -203,13 +197,6 @@ def _load(
         owned = False
     append_queue_rule(nft, table, QUEUED, queue)
     return owned
-
-
-def _extend(nft: Nftables, table: str, left_ms: int) -> None:
-    try:
-        nft.run(extension(table, left_ms + LEASE_MARGIN_MS))
-    except NftablesError as error:
-        raise Refusal(f"the time-out in table {table} had passed before it was extended: {error}") from error
 
 
 def _why_not(error: OSError) -> tuple[str, str]:

@@ -104,17 +104,10 @@ class NetworkFault(Fault[N]):
         hold.wait()
 
     def undo(self, record: Record[N]) -> None:
-        table = table_name(record.fault_id)
-        if table in table_names(FAMILY):
-            with Nftables() as nft:
-                # `add` first: the pair succeeds as well when the kernel was quicker.
-                nft.run(f"add table {FAMILY} {table}; delete table {FAMILY} {table}")
+        remove_table(record.fault_id)
 
     def residue(self, record: Record[N]) -> list[str]:
-        table = table_name(record.fault_id)
-        if table not in table_names(FAMILY):
-            return []
-        return [f"nftables table `{FAMILY} {table}` is still there; next: nft delete table {FAMILY} {table}"]
+        return table_left(record.fault_id)
 
 
 class PacketMeter(Meter):
@@ -190,6 +183,27 @@ def load(nft: Nftables, table: str, scope: Scope, treatment: Treatment, *, lease
         nft.run(ruleset(table, scope, treatment, lease_ms=lease_ms, owned=False, hooked=hooked))
         return False
     return True
+
+
+def remove_table(fault_id: str) -> None:
+    """Remove the fault's table if the kernel has not.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    table = table_name(fault_id)
+    if table in table_names(FAMILY):
+        with Nftables() as nft:
+            # `add` first: the pair succeeds as well when the kernel was quicker.
+            nft.run(f"add table {FAMILY} {table}; delete table {FAMILY} {table}")
+
+
+def table_left(fault_id: str) -> list[str]:
+    """The fault's table as residue; empty when it is gone."""
+    table = table_name(fault_id)
+    if table not in table_names(FAMILY):
+        return []
+    return [f"nftables table `{FAMILY} {table}` is still there; next: nft delete table {FAMILY} {table}"]
 
 
 def extend(nft: Nftables, table: str, left_ms: int) -> None:
