@@ -102,7 +102,7 @@ def test_whatever_is_raised_or_left_is_residue_and_the_kernel_is_asked_all_the_s
 
 
 def test_a_holder_that_cannot_be_killed_is_residue_and_the_rest_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: object) -> list[ProcessKey]:
+    def refuse(*_: object) -> list[ProcessKey]:
         raise PermissionError(1, "not permitted")
 
     monkeypatch.setattr(undoing, "end_by_key", refuse)
@@ -118,7 +118,7 @@ def test_holders_that_outlive_sigkill_are_named(monkeypatch: pytest.MonkeyPatch)
         "holder process 7 outlived SIGKILL",
         "holder process 8 outlived SIGKILL",
     ]
-    monkeypatch.setattr(undoing, "end_by_key", list)
+    monkeypatch.setattr(undoing, "end_by_key", lambda keys, parting_s: list(keys))
     fault = Undone()
     assert undo_and_verify(fault, record(fault), [ProcessKey(7, 1)]) == ["holder process 7 outlived SIGKILL"]
 
