@@ -144,16 +144,19 @@ def test_two_questions_in_one_segment_are_answered_both_as_glibc_asks_by_tcp(nea
 
 
 def test_nothing_is_left_of_a_connection_that_was_taken_over(near: Pair) -> None:
-    def open_ends(namespace: str) -> list[str]:
+    def open_ends(namespace: str) -> set[str]:
         with inside(namespace):
             lines = run("ss", "--no-header", "--numeric", "--tcp", "--all").splitlines()
-        return [line for line in lines if ":53 " in line and not line.startswith(("LISTEN", "TIME-WAIT"))]
+        return {line for line in lines if ":53 " in line and not line.startswith(("LISTEN", "TIME-WAIT"))}
+
+    # A fault that ends within a moment of its answer leaves the server's end to the server's own time-out.
+    before = open_ends(near.far) | open_ends(near.near)
 
     async def scene() -> None:
         async with held("dns.failure", names="*.shop.test"):
             assert dig(FAR, "db.shop.test", "+tcp").status == "NXDOMAIN"
-            wait_until(lambda: open_ends(near.far) == [], "the server is let go")
-            wait_until(lambda: open_ends(near.near) == [], "the client has closed")
+            wait_until(lambda: open_ends(near.far) <= before, "the server is let go")
+            wait_until(lambda: open_ends(near.near) <= before, "the client has closed")
 
     asyncio.run(scene())
 

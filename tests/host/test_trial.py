@@ -230,7 +230,7 @@ def test_an_idle_ssh_connection_that_wrong_rules_would_cut_is_found_by_the_rules
     with socket.create_connection((FAR, 22), timeout=1):
         assert Lifelines(scope_of(), {22}).harm() == ""
         wrong = Scope(None, (), "any", "both", None, False, (), ())  # SSH's port left out
-        assert f"drop packets of the SSH connection from {FAR}:22" in Lifelines(wrong, {22}).harm()
+        assert f"its rules are for packets of the SSH connection from {FAR}:22" in Lifelines(wrong, {22}).harm()
         elsewhere = Scope(None, ((5432, 5432),), "any", "both", None, False, (), ())
         assert Lifelines(elsewhere, {22}).harm() == ""
 
