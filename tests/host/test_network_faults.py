@@ -14,7 +14,7 @@ from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Host, Peer, Record, Refusal
 from brownout_agent.faults.network_flap import flap
 from brownout_agent.faults.network_reject import refuse
-from brownout_agent.faults.network_rules import FAMILY, LOTS, Treatment, drop, ruleset, table_name
+from brownout_agent.faults.network_rules import FAMILY, Treatment, drop, ruleset, table_name
 from brownout_agent.faults.network_scope import NetworkParameters, Scope, resolve
 from brownout_agent.kernel.nftables import Nftables, NftablesError, table_names
 from brownout_agent.kernel.processes import send_signal
@@ -172,7 +172,7 @@ def test_traffic_is_back_and_no_table_left_when_the_holder_is_killed() -> None:
     asyncio.run(scene())
 
 
-@pytest.mark.parametrize("treatment", [drop(LOTS), refuse("refused"), flap(60_000)], ids=["drop", "refuse", "flap"])
+@pytest.mark.parametrize("treatment", [drop(100), refuse("refused"), flap(60_000)], ids=["drop", "refuse", "flap"])
 def test_the_lease_alone_ends_it_with_no_process_alive_and_undo_removes_what_is_left(treatment: Treatment) -> None:
     fault = catalogue()["network.blackhole"]
     parameters = fault.Parameters.model_validate({"to": [FAR, FAR6]})

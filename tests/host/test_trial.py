@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from brownout_agent.faults.contract import TRIAL_S, Host
 from brownout_agent.faults.network_lifelines import Lifelines
-from brownout_agent.faults.network_rules import FAMILY, LOTS, drop, table_name
+from brownout_agent.faults.network_rules import FAMILY, drop, table_name
 from brownout_agent.faults.network_scope import NetworkParameters, Scope, resolve
 from brownout_agent.faults.network_table import load
 from brownout_agent.frames import to_value
@@ -283,7 +283,7 @@ def test_the_rules_and_the_judgement_without_them_agree() -> None:
     for scope in scopes:
         with socket.create_connection((FAR, 7001), timeout=1) as stream, Nftables() as nft:
             stream.settimeout(0.4)
-            load(nft, "brownout-judged", scope, drop(LOTS), lease_ms=10_000)
+            load(nft, "brownout-judged", scope, drop(100), lease_ms=10_000)
             stream.sendall(b"x")
             try:
                 is_cut = stream.recv(1) != b"x"

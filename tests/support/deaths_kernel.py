@@ -115,7 +115,7 @@ class Datagrams:
                 one.close()
 
     def arrived(self, target: str) -> int:
-        """How many of 24 datagrams arrive there now. The loopback delivers before send(2) returns, late, or never."""
+        """How many arrive of 24 datagrams sent now. The loopback delivers before send(2) returns, late, or never."""
         return self._arrived(target, os.urandom(8))
 
     def asked(self, target: str) -> int:
@@ -131,7 +131,7 @@ class Datagrams:
             with contextlib.suppress(OSError):  # a rule in the way out says EPERM, which is a loss as well
                 sender.send(look)
         count = 0
-        while count < _DATAGRAMS and select.select([receiver], [], [], patience_s)[0]:
+        while select.select([receiver], [], [], patience_s)[0]:
             count += receiver.recv(512) == look  # what an earlier look had sent is late
         return count
 
@@ -168,6 +168,8 @@ def _is_there(fault: FaultCase, tag: str, processes: list[Process], datagrams: D
             return any(fault.kind in process.line for process in holders(processes))
         case Seen.SILENCE | Seen.LOSS | Seen.LATE:
             return datagrams.arrived(fault.to) < _DATAGRAMS
+        case Seen.TWICE:
+            return datagrams.arrived(fault.to) > _DATAGRAMS
         case Seen.UNASKED:
             return datagrams.asked(fault.to) < _DATAGRAMS
         case Seen.RESET:

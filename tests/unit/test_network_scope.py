@@ -5,9 +5,10 @@ import re
 from typing import Any
 
 import pytest
-from brownout_agent.faults.network_loss import LossParameters, judge_loss, lots_lost, wilson_interval
-from brownout_agent.faults.network_rules import LOTS, drop, ruleset, table_name
+from brownout_agent.faults.network_loss import LossParameters, judge_loss
+from brownout_agent.faults.network_rules import drawn, drop, ruleset, table_name
 from brownout_agent.faults.network_scope import NetworkParameters, Scope, parse_network, parse_port_range
+from brownout_agent.faults.network_share import wilson_interval
 from brownout_agent.faults.network_table import PacketCounts, judge_all
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,8 +24,8 @@ def scope(networks: list[str] | None = None, *, with_loopback: bool = False, **g
     return Scope.of(NetworkParameters.model_validate(given_parameters), facts)
 
 
-def rules(of: Scope, lots: int = LOTS) -> str:
-    return ruleset("brownout-x", of, drop(lots), lease_ms=30_500, owned=True)
+def rules(of: Scope, percent: float = 100) -> str:
+    return ruleset("brownout-x", of, drop(percent), lease_ms=30_500, owned=True)
 
 
 def chain(text: str, name: str) -> list[str]:
@@ -160,9 +161,9 @@ def test_with_both_directions_loopback_packets_meet_one_chain_only() -> None:
 
 
 def test_loss_is_drawn_from_a_million_lots_and_total_loss_needs_none() -> None:
-    assert "numgen random mod 1000000 < 125000 counter" in rules(scope(), 125_000)
-    assert "numgen" not in rules(scope(), LOTS)
-    assert [lots_lost(percent) for percent in (12.5, 0.000001, 100)] == [125_000, 1, LOTS]
+    assert "numgen random mod 1000000 < 125000 counter" in rules(scope(), 12.5)
+    assert "numgen" not in rules(scope(), 100)
+    assert drawn(0.000001) == "numgen random mod 1000000 < 1 "
 
 
 def test_a_table_is_named_after_its_fault_whatever_the_id_looks_like() -> None:

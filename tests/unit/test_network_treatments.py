@@ -5,9 +5,11 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
+from brownout_agent.faults.network_duplicate import copy, judge_duplicate
 from brownout_agent.faults.network_flap import FlapParameters, TimeDown, flap, go_down, judge_flap
 from brownout_agent.faults.network_reject import RejectParameters, refuse
 from brownout_agent.faults.network_reset import ResetParameters, judge_standing, reset
+from brownout_agent.faults.network_rules import removal, ruleset
 from brownout_agent.faults.network_scope import NetworkParameters, Scope
 from brownout_agent.faults.network_table import PacketCounts
 from brownout_agent.kernel.nftables import parse_timeouts
@@ -217,3 +219,75 @@ def test_the_first_time_down_may_be_forgotten_by_the_kernel_before_it_was_read()
 def test_a_flap_that_nobody_met_or_saw_is_not_proved() -> None:
     assert not judged(down(100), 109, dropped=0)[0]
     assert judged({}, 109) == (False, None, "no time down was seen")
+
+
+# ---- duplicate --------------------------------------------------------------------------------------------------
+
+
+def bits(of: str) -> list[int]:
+    """The numbers of a rule that are marks or masks."""
+    return [int(number, 16) for number in re.findall(r"0x[0-9a-f]+", of)]
+
+
+@pytest.mark.parametrize("tag", [1, 0x1234, 2**14 - 1])
+def test_a_packet_that_is_copied_goes_on_with_the_mark_that_it_had(tag: int) -> None:
+    treatment, own_mark = copy(100, tag), 0xBEEF
+    for direction in ("egress", "ingress"):
+        foreign, *_, drawn = treatment.rules(direction)
+        assert foreign == "meta mark & 0xffff0000 != 0 accept"
+        rest, to_copy = bits(drawn)
+        mark = own_mark & rest | to_copy
+        for family, rules in treatment.beside:
+            (rule,) = rules(direction)
+            assert f" dup to {family} daddr" in rule
+            mask, is_drawn, kept, marked, restored = bits(rule)
+            assert mark & mask == is_drawn
+            copied = mark & kept | marked
+            assert copied & restored == own_mark
+            assert copied & 0xFFFF_0000  # so that it is not copied again
+            for way in ("egress", "ingress"):
+                counted_mask, counted = bits(treatment.first(way)[0])
+                assert (copied & counted_mask == counted) == (way == direction)
+
+
+def test_copies_and_drawn_packets_of_several_faults_are_told_apart() -> None:
+    treatments = [copy(50, tag) for tag in (1, 2, 2**14 - 1)]
+    counted = [bits(treatment.first(way)[0])[1] for treatment in treatments for way in ("egress", "ingress")]
+    to_copy = [bits(treatment.rules("egress")[-1])[1] for treatment in treatments]
+    assert len({*counted, *to_copy}) == 9
+    assert all(0 < mark < 2**32 and not mark & 0xFFFF for mark in (*counted, *to_copy))
+
+
+def test_what_arrives_for_somebody_else_is_not_copied_and_what_leaves_keeps_its_device() -> None:
+    treatment = copy(50, 1)
+    assert "fib daddr type != local accept" in treatment.rules("ingress")
+    assert not any("fib" in rule for rule in treatment.rules("egress"))
+    for _, rules in treatment.beside:
+        assert "device oif" in rules("egress")[0]
+        assert "device" not in rules("ingress")[0]
+
+
+def test_tables_beside_come_and_go_with_the_one_that_has_the_lease() -> None:
+    text = ruleset("brownout-x", SCOPE, copy(50, 1), lease_ms=1_000, owned=True)
+    assert re.findall(r"table (\S+) brownout-x", text) == ["inet", "ip", "ip6"]
+    assert text.count("flags owner") == 3
+    assert text.count("set lease") == 1
+    assert text.count("priority -299") == 4
+    assert "hook" not in ruleset("brownout-x", SCOPE, copy(50, 1), lease_ms=1_000, owned=True, hooked=False)
+    removed = [f"delete table {family} brownout-x" for family in ("inet", "ip", "ip6")]
+    assert removal("brownout-x", copy(50, 1).families).splitlines() == removed
+
+
+@pytest.mark.parametrize(
+    ("seen", "copied", "proved", "said"),
+    [
+        (0, 0, False, "no packet matched: nobody talked to any peer during the fault"),
+        (1_000, 0, False, "copies of 0 of 1000 packets (any peer); 30 % lies outside"),
+        (1_000, 300, True, "copies of 300 of 1000 packets (any peer); 30 % lies inside"),
+        (10, 3, False, "too few to prove 30 %, which takes 17"),
+    ],
+)
+def test_a_duplicate_is_proved_by_the_copies_that_were_met(seen: int, copied: int, proved: bool, said: str) -> None:
+    effect = judge_duplicate(30, SCOPE, seen, copied)
+    assert effect.proved is proved
+    assert said in effect.explanation

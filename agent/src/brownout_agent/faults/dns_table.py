@@ -27,8 +27,8 @@ from brownout_agent.faults.dns_interception import COUNTS, Delay, Interception, 
 from brownout_agent.faults.dns_rules import QUEUED, ruleset
 from brownout_agent.faults.dns_scope import DnsParameters, Matcher
 from brownout_agent.faults.network_hold import asked_to_end, drain
-from brownout_agent.faults.network_loss import CONFIDENCE, wilson_interval
 from brownout_agent.faults.network_rules import FAMILY, LEASE_MARGIN_MS, TABLE_PREFIX, table_name
+from brownout_agent.faults.network_share import CONFIDENCE, wilson_interval
 from brownout_agent.faults.network_table import extend, remove_table, table_left
 from brownout_agent.kernel.nftables import LIBRARY, Nftables, NftablesError, read_counters
 from brownout_agent.kernel.packet_queue import PacketQueue

@@ -9,7 +9,7 @@ vanishes, which is silent.
 from functools import partial
 
 from brownout_agent.faults.contract import Host, Meter, Record
-from brownout_agent.faults.network_rules import LOTS, Treatment, drop
+from brownout_agent.faults.network_rules import Treatment, drop
 from brownout_agent.faults.network_scope import NetworkParameters, Scope
 from brownout_agent.faults.network_table import CountMeter, NetworkFault, judge_all
 
@@ -26,7 +26,7 @@ class NetworkBlackhole(NetworkFault[BlackholeParameters]):
     Parameters = BlackholeParameters
 
     def treatment(self, parameters: BlackholeParameters, scope: Scope) -> Treatment:
-        return drop(LOTS)
+        return drop(100)
 
     def measure(self, record: Record[BlackholeParameters], host: Host) -> Meter:
         return CountMeter(record, partial(judge_all, "dropped"))

@@ -56,7 +56,7 @@ from brownout_agent.faults.network_scope import NetworkParameters, Scope
 from brownout_agent.faults.network_table import NetworkFault, PacketCounts, PacketMeter, extend, load, why_not
 from brownout_agent.faults.network_tally import Held, HeldTally, read_held
 from brownout_agent.kernel.cpu import set_nice
-from brownout_agent.kernel.nftables import Nftables, NftablesError, read_counters
+from brownout_agent.kernel.nftables import Nftables, NftablesError
 from brownout_agent.kernel.packet_queue import PacketQueue
 from brownout_agent.kernel.queue_rule import append_queue_rule
 
@@ -177,7 +177,7 @@ class NetworkLatency(NetworkFault[LatencyParameters]):
                     nft.run(ending(table))
                 drain(queue)
         except NftablesError as error:
-            raise Refusal(*why_not(error)) from error
+            raise Refusal(*why_not(error, self.needs)) from error
         except OSError as error:
             raise Refusal(f"packets cannot be held: {error}", _REMEDY) from error
 
@@ -200,12 +200,11 @@ class _LatencyMeter(PacketMeter):
         super().sample()
         handed_over_before = self._handed_over
         try:
-            counters = read_counters(FAMILY, self.table)
             self._held = read_held(self._holder, self._tally)
         except OSError as error:
             self.lost = self.lost or f"; the holder could not be read: {error}"
             return
-        excess = sum(counters[f"{direction}_excess"] for direction in self.counts)
+        excess = sum(self.counters[f"{direction}_excess"] for direction in self.counts)
         self._handed_over = _seen(self.counts) - excess
         # Of the reading before: what was counted just now may be on its way to the holder.
         self._passed = excess + max(handed_over_before - self._held.received, 0)

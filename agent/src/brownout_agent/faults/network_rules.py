@@ -7,11 +7,13 @@ One table per fault, and in it::
     chain ingress   input hook:  lease over, exempt, not meant -> accept;  meant -> ingress_meant
     chain egress    output hook: the same for packets that leave
     chain *_meant   counts what it sees and does to it what the fault is about, its `Treatment`
+
+What the kernel does for one address family only stands in tables beside it, of the same name.
 """
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -21,8 +23,10 @@ FAMILY = "inet"
 TABLE_PREFIX = "brownout-"
 LEASE_MARGIN_MS = 500
 """The lease in the kernel outlasts the injector's timer by this much, so that the orderly way is the usual one."""
-LOTS = 1_000_000
-"""Of so many lots `lots_lost` lose: a millionth is the finest loss that can be asked for."""
+_LOTS = 1_000_000
+"""Of so many lots some are drawn: a millionth is the finest share that can be asked for."""
+_PRIORITY = -300
+"""raw: before connection tracking, address translation and any firewall of the host."""
 
 # Without neighbour discovery a host is gone for all peers, not for the ones asked for; without DHCP it may lose its
 # address, and be gone for longer than the fault.
@@ -43,13 +47,27 @@ class Treatment:
     """
     sets: tuple[str, ...] = ()
     """Sets that the rules look into and counters of their own, each as it stands in a table."""
+    first: Callable[[str], list[str]] = lambda direction: []
+    """Rules of one direction that stand before those that say whom the fault means."""
+    beside: tuple[tuple[str, Callable[[str], list[str]]], ...] = ()
+    """Tables of other families: each a family, and the rules of one direction, of a chain right behind the others."""
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Of all its tables."""
+        return (FAMILY, *(family for family, _ in self.beside))
 
 
-def drop(lots_lost: int) -> Treatment:
-    """Drop `lots_lost` of LOTS packets, each by its own draw, without an answer."""
-    lot = "" if lots_lost >= LOTS else f"numgen random mod {LOTS} < {lots_lost} "
+def drawn(percent: float) -> str:
+    """The match that this share of the packets meets, each by its own draw, with the blank behind it."""
+    lots = max(1, round(percent / 100 * _LOTS))
+    return "" if lots >= _LOTS else f"numgen random mod {_LOTS} < {lots} "
+
+
+def drop(percent: float) -> Treatment:
+    """Drop this share of the packets, without an answer."""
     return Treatment(
-        lambda direction: [f"counter name {direction}_seen", f"{lot}counter name {direction}_dropped drop"]
+        lambda direction: [f"counter name {direction}_seen", f"{drawn(percent)}counter name {direction}_dropped drop"]
     )
 
 
@@ -67,14 +85,15 @@ def directions(scope: Scope) -> tuple[str, ...]:
 
 
 def ruleset(table: str, scope: Scope, treatment: Treatment, *, lease_ms: int, owned: bool, hooked: bool = True) -> str:
-    """The table that gives packets in scope this treatment for `lease_ms`.
+    """The tables that give packets in scope this treatment for `lease_ms`.
 
-    With `owned` the kernel deletes it when its maker's connection closes. Without `hooked` no packet ever meets the
+    With `owned` the kernel deletes them when their maker's connection closes. Without `hooked` no packet ever meets the
     rules, which is a harmless way to see whether this kernel takes them.
     """
+    owner = ["flags owner"] if owned else []
     lines = [
         f"table {FAMILY} {table} {{",
-        *(["flags owner"] if owned else []),
+        *owner,
         "set lease { type nf_proto; flags timeout",
         f"elements = {leases(lease_ms)}",
         "}",
@@ -83,8 +102,16 @@ def ruleset(table: str, scope: Scope, treatment: Treatment, *, lease_ms: int, ow
     for direction in directions(scope):
         lines += [f"counter {direction}_seen {{ }}", f"counter {direction}_dropped {{ }}"]
         lines += [f"chain {direction}_meant {{", *treatment.rules(direction), "}"]
-        lines += [f"chain {direction} {{", *_chain_rules(scope, direction, hooked=hooked), "}"]
-    return "\n".join([*lines, "}", ""])
+        hook = _hook(direction, _PRIORITY) if hooked else []
+        lines += [f"chain {direction} {{", *hook, *_chain_rules(scope, direction, treatment.first(direction)), "}"]
+    lines.append("}")
+    for family, rules in treatment.beside:
+        lines += [f"table {family} {table} {{", *owner]
+        for direction in directions(scope):
+            hook = _hook(direction, _PRIORITY + 1) if hooked else []
+            lines += [f"chain {direction} {{", *hook, *rules(direction), "}"]
+        lines.append("}")
+    return "\n".join([*lines, ""])
 
 
 def extension(table: str, lease_ms: int) -> str:
@@ -104,16 +131,23 @@ def ending(table: str) -> str:
     return f"delete element {FAMILY} {table} lease {{ ipv4, ipv6 }}\n"
 
 
+def removal(table: str, families: Iterable[str]) -> str:
+    """The commands, one transaction, that remove the tables of this name. They fail when one is gone already."""
+    return "".join(f"delete table {family} {table}\n" for family in families)
+
+
 def leases(timeout_ms: int) -> str:
     """The elements of a set of address families that forgets both after this time."""
     return f"{{ ipv4 timeout {timeout_ms}ms, ipv6 timeout {timeout_ms}ms }}"
 
 
-def _chain_rules(scope: Scope, direction: str, *, hooked: bool) -> list[str]:
+def _hook(direction: str, priority: int) -> list[str]:
     hook = "input" if direction == "ingress" else "output"
-    # Priority -300 (raw): before connection tracking, address translation and any firewall of the host.
-    rules = [f"type filter hook {hook} priority -300; policy accept"] if hooked else []
-    rules += ["meta nfproto != @lease accept", *_ALWAYS_EXEMPT, *_exempt_rules(scope, direction)]
+    return [f"type filter hook {hook} priority {priority}; policy accept"]
+
+
+def _chain_rules(scope: Scope, direction: str, first: list[str]) -> list[str]:
+    rules = ["meta nfproto != @lease accept", *first, *_ALWAYS_EXEMPT, *_exempt_rules(scope, direction)]
     if not _sees_loopback(scope, direction):
         rules.append(f'{_interface_key(direction)} "lo" accept')
     through = f'{_interface_key(direction)} "{scope.interface}" ' if scope.interface else ""

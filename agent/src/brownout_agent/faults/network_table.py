@@ -4,7 +4,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NoReturn, TypeVar
+from typing import ClassVar, NoReturn, TypeVar
 
 from brownout_agent.faults.contract import (
     ABLE,
@@ -23,17 +23,17 @@ from brownout_agent.faults.network_lifelines import Lifelines
 from brownout_agent.faults.network_rules import (
     FAMILY,
     LEASE_MARGIN_MS,
-    LOTS,
     TABLE_PREFIX,
     Treatment,
     directions,
     drop,
     extension,
+    removal,
     ruleset,
     table_name,
 )
 from brownout_agent.faults.network_scope import NetworkParameters, Scope, resolve
-from brownout_agent.kernel.nftables import LIBRARY, Nftables, NftablesError, read_counters, table_names
+from brownout_agent.kernel.nftables import LIBRARY, Nftables, NftablesError, families_of, read_counters
 
 N = TypeVar("N", bound=NetworkParameters)
 
@@ -57,9 +57,12 @@ class NetworkFault(Fault[N]):
         "then removes it."
     )
 
+    needs: ClassVar[tuple[str, ...]] = ("CONFIG_NF_TABLES_INET", "CONFIG_NFT_NUMGEN", "CONFIG_NFT_REJECT_INET")
+    """Parts of the kernel, for whoever has one that does not take the rules."""
+
     def tried(self) -> Treatment:
         """Rules of every form that the fault may use: `detect` has the kernel take them, in chains without packets."""
-        return drop(LOTS // 2)
+        return drop(50)
 
     @abstractmethod
     def treatment(self, parameters: N, scope: Scope) -> Treatment:
@@ -74,10 +77,11 @@ class NetworkFault(Fault[N]):
         table = f"{TABLE_PREFIX}trial-{os.getpid()}"
         with nft:
             try:
-                load(nft, table, scope, self.tried(), lease_ms=1_000, hooked=False)
-                nft.run(f"delete table {FAMILY} {table}")
+                tried = self.tried()
+                load(nft, table, scope, tried, lease_ms=1_000, hooked=False)
+                nft.run(removal(table, tried.families))
             except NftablesError as error:
-                return Capability(False, *why_not(error))
+                return Capability(False, *why_not(error, self.needs))
         return ABLE
 
     def prepare(self, parameters: N, host: Host) -> Facts:
@@ -94,7 +98,7 @@ class NetworkFault(Fault[N]):
             try:
                 owned = load(nft, table, scope, self.treatment(parameters, scope), lease_ms=lease_ms)
             except NftablesError as error:
-                raise Refusal(*why_not(error)) from error
+                raise Refusal(*why_not(error, self.needs)) from error
             hold.on_extension(lambda left_ms: extend(nft, table, left_ms))
             hold.ready(owned=owned)
             self.keep(nft, parameters, hold)
@@ -117,13 +121,15 @@ class PacketMeter(Meter):
         self._samples = 0
         self.table = table_name(record.fault_id)
         self.scope = Scope.of(record.parameters, record.facts)
+        self.counters: dict[str, int] = {}
+        """All that the table has, by their names."""
         self.counts = {direction: PacketCounts(0, 0) for direction in directions(self.scope)}
         self.lost = ""
         """What could not be read; nothing is proved then."""
 
     def sample(self) -> None:
         try:
-            packets = read_counters(FAMILY, self.table)
+            packets = self.counters = read_counters(FAMILY, self.table)
         except NftablesError as error:
             self.lost = f"; table {self.table} could not be read after {self._samples} readings: {error}"
             return
@@ -186,24 +192,25 @@ def load(nft: Nftables, table: str, scope: Scope, treatment: Treatment, *, lease
 
 
 def remove_table(fault_id: str) -> None:
-    """Remove the fault's table if the kernel has not.
+    """Remove the fault's tables if the kernel has not.
 
     Raises:
         OSError: the kernel refused.
     """
     table = table_name(fault_id)
-    if table in table_names(FAMILY):
+    if families := families_of(table):
         with Nftables() as nft:
             # `add` first: the pair succeeds as well when the kernel was quicker.
-            nft.run(f"add table {FAMILY} {table}; delete table {FAMILY} {table}")
+            nft.run("".join(f"add table {family} {table}\n" for family in families) + removal(table, families))
 
 
 def table_left(fault_id: str) -> list[str]:
-    """The fault's table as residue; empty when it is gone."""
+    """The fault's tables as residue; empty when they are gone."""
     table = table_name(fault_id)
-    if table not in table_names(FAMILY):
-        return []
-    return [f"nftables table `{FAMILY} {table}` is still there; next: nft delete table {FAMILY} {table}"]
+    return [
+        f"nftables table `{family} {table}` is still there; next: nft delete table {family} {table}"
+        for family in families_of(table)
+    ]
 
 
 def extend(nft: Nftables, table: str, left_ms: int) -> None:
@@ -214,11 +221,8 @@ def extend(nft: Nftables, table: str, left_ms: int) -> None:
         raise Refusal(f"the time-out in table {table} had passed before it was extended: {error}") from error
 
 
-def why_not(error: NftablesError) -> tuple[str, str]:
-    """Reason and remedy of a refusal, of what the kernel said to the rules."""
+def why_not(error: NftablesError, needs: tuple[str, ...]) -> tuple[str, str]:
+    """Reason and remedy of a refusal, of what the kernel said to the rules, which need these parts of it."""
     if "Operation not permitted" in str(error):
         return f"nftables needs CAP_NET_ADMIN: {error}", "run the injector as root"
-    return (
-        f"the kernel does not take the rules: {error}",
-        "use a kernel with CONFIG_NF_TABLES_INET, CONFIG_NFT_NUMGEN and CONFIG_NFT_REJECT_INET",
-    )
+    return f"the kernel does not take the rules: {error}", f"use a kernel with {', '.join(needs[:-1])} and {needs[-1]}"

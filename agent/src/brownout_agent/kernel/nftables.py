@@ -155,6 +155,17 @@ def table_names(family: str) -> list[str]:
     return [line.split()[2] for line in listed.splitlines()]  # `table inet brownout-1`
 
 
+def families_of(table: str) -> list[str]:
+    """The families that have a table of this name.
+
+    Raises:
+        OSError: the library is not there, or the kernel refused.
+    """
+    with Nftables() as nft:
+        listed = nft.run("list tables")
+    return [line.split()[1] for line in listed.splitlines() if line.split()[2] == table]
+
+
 def read_counters(family: str, table: str) -> dict[str, int]:
     """The packets that each named counter of a table has seen.
 
