@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from brownout_agent.faults.network_latency import PACKETS_PER_S
+from brownout_agent.faults.network_queue import PACKETS_PER_S
 from brownout_agent.kernel.processes import read_stat
 
 from tests.host.network_pair import FAR, NEAR, Pair, inside, network_pair

@@ -39,6 +39,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "network.loss": {"to": "127.0.0.78", "percent": 50},
     "network.port_occupy": {"port": 9009},
     "network.reject": {"to": "127.0.0.79"},
+    "network.reorder": {"to": "127.0.0.79", "percent": 50},
     "network.reset": {"to": "127.0.0.80"},
     "network.flap": {"to": "127.0.0.81", "every": "1s", "down": "500ms"},
     "process.pause": {"pid": VICTIM},

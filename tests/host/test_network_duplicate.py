@@ -9,7 +9,6 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -22,12 +21,10 @@ from brownout_agent.kernel.nftables import Nftables, families_of
 from brownout_agent.kernel.processes import send_signal
 
 from tests.host.network_pair import BYSTANDER, FAR, FAR6, NEAR, NEAR6, Pair, inside, network_pair, run, tcp_answers
+from tests.host.numbered_datagrams import PATIENCE_S, PORT, QUIET_S, listening, sent
 from tests.support.faultbench import held
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")]
-_PORT = 7300
-_PATIENCE_S = 2.0
-_QUIET_S = 0.1
 
 
 @pytest.fixture(scope="module")
@@ -45,39 +42,9 @@ def pair(cable: Pair) -> Iterator[Pair]:
         assert run("nft", "list", "tables") == ""
 
 
-@contextmanager
-def listening(namespace: str, address: str) -> Iterator[socket.socket]:
-    """A UDP socket in this namespace that answers nothing."""
-    with inside(namespace):
-        listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
-    with listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**22)
-        listener.bind((address, _PORT))
-        yield listener
-
-
-def sent(namespace: str, to: socket.socket, datagrams: int, *, size: int = 16, mark: int = 0) -> Counter[int]:
+def counted(namespace: str, to: socket.socket, datagrams: int, *, size: int = 16, mark: int = 0) -> Counter[int]:
     """Send so many numbered datagrams from this namespace; how often each of them came."""
-    came: Counter[int] = Counter()
-    with inside(namespace), socket.socket(to.family, socket.SOCK_DGRAM) as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-        client.connect(to.getsockname())
-        for number in range(datagrams):
-            client.send(struct.pack("!I", number).ljust(size, b"."))
-            if number % 64 == 63:  # so that no queue overflows
-                _drain(to, came, 0.005)
-    while _drain(to, came, _PATIENCE_S if len(came) < datagrams else _QUIET_S):
-        pass
-    return came
-
-
-def _drain(to: socket.socket, came: Counter[int], patience_s: float) -> bool:
-    has_come = False
-    while select.select([to], [], [], patience_s)[0]:
-        data = to.recv(2**16)
-        came[struct.unpack_from("!I", data)[0]] += 1
-        has_come = True
-    return has_come
+    return Counter(sent(namespace, to, datagrams, size=size, mark=mark))
 
 
 def test_it_can_be_done_here_and_finding_that_out_leaves_nothing() -> None:
@@ -91,7 +58,7 @@ def test_the_share_that_is_asked_comes_twice_and_none_is_lost(near: str, far: st
         sender, receiver, address = (pair.near, pair.far, far) if direction == "egress" else (pair.far, pair.near, near)
         with listening(receiver, address) as to:
             async with held("network.duplicate", to=far, percent=30, direction=direction) as it:
-                came = sent(sender, to, 2_000)
+                came = counted(sender, to, 2_000)
                 it.meter.sample()
                 effect = it.meter.effect()
             assert sorted(came) == [*range(2_000)]
@@ -103,7 +70,7 @@ def test_the_share_that_is_asked_comes_twice_and_none_is_lost(near: str, far: st
             assert effect.explanation.startswith(f"the kernel met copies of {twice} of 2000 packets ({far})")
             assert effect.achieved == pytest.approx(twice / 20)
             assert effect.proved == ("inside the 99.9 % interval" in effect.explanation)
-            assert set(sent(sender, to, 200).values()) == {1}
+            assert set(counted(sender, to, 200).values()) == {1}
 
     asyncio.run(scene())
 
@@ -115,9 +82,9 @@ def test_both_directions_bring_up_to_four_answers_to_a_question_and_no_more() ->
                 client.connect((FAR, 7001))
                 client.send(struct.pack("!I", 7))
                 came: Counter[int] = Counter()
-                while came[7] < 4 and select.select([client], [], [], _PATIENCE_S)[0]:
+                while came[7] < 4 and select.select([client], [], [], PATIENCE_S)[0]:
                     came[struct.unpack("!I", client.recv(16))[0]] += 1
-                assert not select.select([client], [], [], _QUIET_S)[0]
+                assert not select.select([client], [], [], QUIET_S)[0]
                 assert came == {7: 4}
             it.meter.sample()
             effect = it.meter.effect()
@@ -133,7 +100,7 @@ def test_through_loopback_a_packet_comes_twice_and_not_for_ever(direction: str, 
     async def scene() -> None:
         with listening(pair.near, "127.0.0.1") as to:
             async with held("network.duplicate", to="127.0.0.1", percent=100, direction=direction):
-                assert sent(pair.near, to, 50) == dict.fromkeys(range(50), 2)
+                assert counted(pair.near, to, 50) == dict.fromkeys(range(50), 2)
 
     asyncio.run(scene())
 
@@ -142,7 +109,7 @@ def test_datagrams_in_fragments_come_twice_as_well(pair: Pair) -> None:
     async def scene() -> None:
         with listening(pair.far, FAR) as to:
             async with held("network.duplicate", to=FAR, percent=100, direction="egress"):
-                assert sent(pair.near, to, 20, size=4_000) == dict.fromkeys(range(20), 2)
+                assert counted(pair.near, to, 20, size=4_000) == dict.fromkeys(range(20), 2)
 
     asyncio.run(scene())
 
@@ -153,12 +120,12 @@ def test_a_broadcast_that_arrives_is_not_sent_on(pair: Pair) -> None:
             async with held("network.duplicate", percent=100, direction="ingress"):
                 with inside(pair.far), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
                     sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-                    sender.sendto(b"all", ("10.99.0.255", _PORT))
-                assert select.select([to], [], [], _PATIENCE_S)[0]
+                    sender.sendto(b"all", ("10.99.0.255", PORT))
+                assert select.select([to], [], [], PATIENCE_S)[0]
                 assert to.recv(16) == b"all"
                 # A sender hears its own broadcast.
                 assert back.recv(16) == b"all"
-                assert not select.select([to, back], [], [], _QUIET_S)[0]
+                assert not select.select([to, back], [], [], QUIET_S)[0]
 
     asyncio.run(scene())
 
@@ -173,7 +140,7 @@ def test_a_tcp_stream_comes_whole_and_bystanders_ssh_and_the_controller_are_not_
                     sending = asyncio.to_thread(connection.sendall, data)
                     echo, _ = await asyncio.gather(asyncio.to_thread(_read, connection, len(data)), sending)
                 assert echo == data
-                assert set(sent(pair.near, bystander, 50).values()) == {1}
+                assert set(counted(pair.near, bystander, 50).values()) == {1}
                 it.meter.sample()
                 seen = it.meter.effect().explanation
                 assert tcp_answers(FAR, 22)
@@ -200,12 +167,12 @@ def test_a_packet_keeps_its_own_mark_and_one_whose_mark_is_in_use_is_left_alone(
         with Nftables() as nft, listening(pair.far, FAR) as to:
             nft.run(count)
             async with held("network.duplicate", to=FAR, percent=100, direction="egress") as it:
-                assert sent(pair.near, to, 10, mark=0xBEEF) == dict.fromkeys(range(10), 2)
-                assert sent(pair.near, to, 10, mark=0x5EEF_0001) == dict.fromkeys(range(10), 1)
+                assert counted(pair.near, to, 10, mark=0xBEEF) == dict.fromkeys(range(10), 2)
+                assert counted(pair.near, to, 10, mark=0x5EEF_0001) == dict.fromkeys(range(10), 1)
                 it.meter.sample()
                 assert "copies of 10 of 10 packets" in it.meter.effect().explanation
-            counted = run("nft", "list", "table", "inet", "others")
-            assert counted.count("packets 10 ") == 2, counted
+            listed = run("nft", "list", "table", "inet", "others")
+            assert listed.count("packets 10 ") == 2, listed
             nft.run("delete table inet others")
 
     asyncio.run(scene())
@@ -216,7 +183,7 @@ def test_two_of_them_share_the_packets_that_both_mean_and_each_counts_its_own(pa
         with listening(pair.far, FAR) as to:
             async with held("network.duplicate", to=FAR, percent=50, direction="egress") as first:
                 async with held("network.duplicate", to=FAR, percent=50, direction="egress") as second:
-                    came = sent(pair.near, to, 2_000)
+                    came = counted(pair.near, to, 2_000)
                     assert set(came.values()) == {1, 2}
                     copies = 0
                     for it in (first, second):
@@ -225,7 +192,7 @@ def test_two_of_them_share_the_packets_that_both_mean_and_each_counts_its_own(pa
                         assert 40 < (effect.achieved or 0) < 60, effect
                         copies += int(effect.explanation.split()[5])
                     assert copies == sum(came.values()) - 2_000
-                assert set(sent(pair.near, to, 200).values()) == {1, 2}
+                assert set(counted(pair.near, to, 200).values()) == {1, 2}
 
     asyncio.run(scene())
 
@@ -243,12 +210,12 @@ def test_copies_are_late_like_other_packets_in_whichever_order_the_faults_come(f
             ):
                 begun_s = time.monotonic()
                 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-                    client.sendto(b"late", (FAR, _PORT))
+                    client.sendto(b"late", (FAR, PORT))
                 for _ in range(2):
-                    assert select.select([to], [], [], _PATIENCE_S)[0]
+                    assert select.select([to], [], [], PATIENCE_S)[0]
                     assert to.recv(16) == b"late"
                     assert time.monotonic() - begun_s >= 0.1
-                assert not select.select([to], [], [], _QUIET_S)[0]
+                assert not select.select([to], [], [], QUIET_S)[0]
 
     asyncio.run(scene())
 
@@ -262,7 +229,7 @@ def test_a_killed_holder_takes_every_table_along_and_packets_come_once(pair: Pai
                 send_signal(it.holder.key, signal.SIGKILL)
                 await it.holder.died()
                 assert run("nft", "list", "tables") == ""
-                assert set(sent(pair.near, to, 100).values()) == {1}
+                assert set(counted(pair.near, to, 100).values()) == {1}
                 it.meter.sample()
                 assert not it.meter.effect().proved
 
@@ -274,9 +241,9 @@ def test_a_stopped_holder_copies_no_longer_than_its_lease(pair: Pair) -> None:
         with listening(pair.far, FAR) as to:
             async with held("network.duplicate", to=FAR, percent=100, direction="egress", duration_s=1.0) as it:
                 send_signal(it.holder.key, signal.SIGSTOP)
-                assert set(sent(pair.near, to, 10).values()) == {2}
+                assert set(counted(pair.near, to, 10).values()) == {2}
                 for _ in range(100):
-                    if set(sent(pair.near, to, 10).values()) == {1}:
+                    if set(counted(pair.near, to, 10).values()) == {1}:
                         return
                 raise AssertionError("packets still come twice")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Host, Peer
-from brownout_agent.faults.network_latency import PACKETS_PER_S
+from brownout_agent.faults.network_queue import PACKETS_PER_S
 from brownout_agent.faults.network_rules import FAMILY, table_name
 from brownout_agent.injector.undoing import undo_and_verify
 from brownout_agent.kernel.nftables import Nftables, table_names

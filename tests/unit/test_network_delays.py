@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from brownout_agent.faults.network_delays import Delays, Draws, Line, flow_of
 from brownout_agent.faults.network_latency import LatencyParameters, judge_latency
+from brownout_agent.faults.network_queue import judge_passed
 from brownout_agent.faults.network_scope import Scope
-from brownout_agent.faults.network_tally import Held, HeldTally, read_held
+from brownout_agent.faults.network_tally import HELD_NAMES, Held, HeldTally
 from brownout_agent.kernel.processes import key_of
+from brownout_agent.kernel.tally import read_tally
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -178,7 +180,7 @@ def held(*delays_ms: float, received: int | None = None) -> Held:
         tally.note_released(round(delay_ms * MS))
     own = key_of(os.getpid())
     assert own is not None
-    return read_held(own, tally.descriptor)
+    return Held.of(read_tally(own, tally.descriptor, HELD_NAMES))
 
 
 @pytest.mark.parametrize("delay_ms", [0.0001, 0.01, 1.0, 33.3, 500.0, 30_000.0])
@@ -211,7 +213,7 @@ def test_quantiles_are_those_of_the_packets_that_were_let_go() -> None:
 )
 def test_a_latency_is_proved_by_the_median_of_what_was_held(latency_ms: int, held_ms: float, proved: bool) -> None:
     parameters = LatencyParameters.model_validate({"latency": f"{latency_ms}ms"})
-    effect = judge_latency(parameters, EVERYONE, 20, 0, held(*[held_ms] * 20))
+    effect = judge_latency(parameters, EVERYONE, 20, held(*[held_ms] * 20))
     assert effect.asked == latency_ms
     assert effect.achieved == pytest.approx(max(held_ms, 0.001), rel=0.0051)
     assert effect.proved is proved
@@ -220,17 +222,17 @@ def test_a_latency_is_proved_by_the_median_of_what_was_held(latency_ms: int, hel
 def test_packets_that_passed_without_being_held_keep_it_from_being_proved() -> None:
     parameters = LatencyParameters.model_validate({"latency": "10ms"})
     for passed, proved in ((0, True), (10, True), (11, False), (1_000, False)):
-        effect = judge_latency(parameters, EVERYONE, 1_000, passed, held(*[10.0] * 900))
+        effect = judge_passed(judge_latency(parameters, EVERYONE, 1_000, held(*[10.0] * 900)), 1_000, passed)
         assert effect.proved is proved
         assert (f"{passed} passed without being held" in effect.explanation) is bool(passed)
 
 
 def test_where_nobody_talks_or_nothing_was_let_go_yet_nothing_is_proved() -> None:
     parameters = LatencyParameters.model_validate({"latency": "10ms"})
-    nobody = judge_latency(parameters, EVERYONE, 0, 0, held())
+    nobody = judge_latency(parameters, EVERYONE, 0, held())
     assert (nobody.proved, nobody.achieved) == (False, None)
     assert nobody.explanation == "no packet matched: nobody talked to any peer during the fault"
-    waiting = judge_latency(parameters, EVERYONE, 5, 0, held(received=5))
+    waiting = judge_latency(parameters, EVERYONE, 5, held(received=5))
     assert (waiting.proved, waiting.achieved) == (False, None)
     assert "none was held to its end" in waiting.explanation
 
@@ -245,5 +247,5 @@ def test_with_jitter_the_median_may_differ_as_far_as_chance_and_a_kept_order_exp
         (free, 145.0, 1_000, False),
         (free, 105.0, 1_000, True),
     ):
-        effect = judge_latency(parameters, EVERYONE, packets, 0, held(*[median_ms] * packets))
+        effect = judge_latency(parameters, EVERYONE, packets, held(*[median_ms] * packets))
         assert effect.proved is proved, effect.explanation

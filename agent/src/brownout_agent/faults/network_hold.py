@@ -1,4 +1,4 @@
-"""Hold packets of a queue until they are due: the holder's own loop, and what it does when it is asked to end."""
+"""Deal with packets of a queue as they come and are due: the holder's own loop, and what it does when asked to end."""
 
 import select
 import signal
@@ -6,10 +6,9 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
-from brownout_agent.faults.network_delays import Line, flow_of
-from brownout_agent.faults.network_tally import HeldTally
-from brownout_agent.kernel.packet_queue import PacketQueue
+from brownout_agent.kernel.packet_queue import Packet, PacketQueue
 
 _BATCH = 256
 """So many packets are read at most before those that are due are let go."""
@@ -35,19 +34,40 @@ def asked_to_end() -> Iterator[socket.socket]:
             signal.set_wakeup_fd(-1)
 
 
-def hold_until(end: socket.socket, queue: PacketQueue, line: Line, tally: HeldTally) -> None:
-    """Hold what comes until it is due, until `end` becomes readable. What waits then is left in the queue.
+class Handler(Protocol):
+    """What is done with the packets of one queue. Times are of CLOCK_MONOTONIC."""
+
+    @property
+    def tally(self) -> int:
+        """The descriptor of what it counts in (kernel/tally.py)."""
+
+    def take(self, packet: Packet, now_ns: int) -> None:
+        """A packet has come."""
+
+    def let_go(self, now_ns: int) -> None:
+        """Let those go that are due by now. Called after packets have come, and when one is due."""
+
+    def next_due_ns(self) -> int | None:
+        """When the next one is due; None when none waits."""
+
+
+def hold_until(end: socket.socket, queue: PacketQueue, handler: Handler) -> None:
+    """Have what comes dealt with, until `end` becomes readable. What waits then is left in the queue.
 
     Raises:
         OSError: the kernel takes no verdict.
     """
     while True:
-        ready, _, _ = select.select([queue.fileno(), end.fileno()], [], [], wait_s(line.next_due_ns()))
+        ready, _, _ = select.select([queue.fileno(), end.fileno()], [], [], wait_s(handler.next_due_ns()))
         if end.fileno() in ready:
             return
         if queue.fileno() in ready:
-            _take(queue, line, tally)
-        _let_go(queue, line, tally)
+            for _ in range(_BATCH):
+                packet = queue.receive()
+                if packet is None:
+                    break
+                handler.take(packet, time.monotonic_ns())
+        handler.let_go(time.monotonic_ns())
 
 
 def drain(queue: PacketQueue) -> None:
@@ -65,25 +85,3 @@ def wait_s(due_ns: int | None) -> float:
         return _IDLE_S
     left_s = (due_ns - time.monotonic_ns()) / 1e9
     return max(left_s * _EARLY if left_s > _NEAR_S else left_s, 0.0)
-
-
-def _take(queue: PacketQueue, line: Line, tally: HeldTally) -> None:
-    for _ in range(_BATCH):
-        packet = queue.receive()
-        if packet is None:
-            return
-        line.take(packet.number, flow_of(packet.start), time.monotonic_ns())
-        tally.note_received()
-
-
-def _let_go(queue: PacketQueue, line: Line, tally: HeldTally) -> None:
-    due = line.take_due(time.monotonic_ns())
-    if not due:
-        return
-    if line.is_fifo:
-        queue.accept_up_to(due[-1].number)
-    else:
-        queue.accept(waiting.number for waiting in due)
-    now_ns = time.monotonic_ns()
-    for waiting in due:
-        tally.note_released(now_ns - waiting.since_ns)

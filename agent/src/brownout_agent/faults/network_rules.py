@@ -60,8 +60,18 @@ class Treatment:
 
 def drawn(percent: float) -> str:
     """The match that this share of the packets meets, each by its own draw, with the blank behind it."""
-    lots = max(1, round(percent / 100 * _LOTS))
+    lots = _lots(percent)
     return "" if lots >= _LOTS else f"numgen random mod {_LOTS} < {lots} "
+
+
+def spare(percent: float) -> list[str]:
+    """The rules that let all packets go but this share, each by its own draw."""
+    lots = _lots(percent)
+    return [] if lots >= _LOTS else [f"numgen random mod {_LOTS} >= {lots} accept"]
+
+
+def _lots(percent: float) -> int:
+    return max(1, round(percent / 100 * _LOTS))
 
 
 def drop(percent: float) -> Treatment:

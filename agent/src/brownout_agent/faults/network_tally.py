@@ -1,10 +1,10 @@
 """How long packets were held, counted by the holder where the injector can read it."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from brownout_agent.kernel.processes import ProcessKey
-from brownout_agent.kernel.tally import Tally, read_tally
+from brownout_agent.kernel.tally import Tally
 
 _RECEIVED, _RELEASED = "received", "released"
 _STEP = 1.005
@@ -12,7 +12,8 @@ _STEP = 1.005
 _SHORTEST_NS, _LONGEST_NS = 1_000, 100_000_000_000
 _STEPS_PER_E = 1 / math.log(_STEP)
 _BUCKETS = tuple(f"bucket {index}" for index in range(int(math.log(_LONGEST_NS / _SHORTEST_NS) * _STEPS_PER_E) + 1))
-_NAMES = (_RECEIVED, _RELEASED, *_BUCKETS)
+HELD_NAMES = (_RECEIVED, _RELEASED, *_BUCKETS)
+"""What the holder counts by."""
 _NS_PER_MS = 1_000_000
 
 
@@ -23,6 +24,11 @@ class Held:
     received: int
     released: int
     buckets: tuple[int, ...]
+
+    @classmethod
+    def of(cls, noted: Mapping[str, int]) -> "Held":
+        """Of what was counted by HELD_NAMES."""
+        return cls(noted[_RECEIVED], noted[_RELEASED], tuple(noted[bucket] for bucket in _BUCKETS))
 
     def quantile_ms(self, share: float) -> float:
         """What this share (0 to 1) of the packets that were let go was held for at most, to half a percent.
@@ -44,7 +50,7 @@ class HeldTally:
 
     def __init__(self) -> None:
         """Raises OSError when there is no memory to be had."""
-        self._tally = Tally(_NAMES)
+        self._tally = Tally(HELD_NAMES)
         self.descriptor = self._tally.descriptor
 
     def note_received(self) -> None:
@@ -56,13 +62,3 @@ class HeldTally:
         index = int(math.log(held_ns / _SHORTEST_NS) * _STEPS_PER_E) if held_ns > _SHORTEST_NS else 0
         self._tally.add(_BUCKETS[min(index, len(_BUCKETS) - 1)])
         self._tally.add(_RELEASED)
-
-
-def read_held(holder: ProcessKey, descriptor: int) -> Held:
-    """What the tally of this holder says now.
-
-    Raises:
-        OSError: the holder is gone, or may not be looked into.
-    """
-    counts = read_tally(holder, descriptor, _NAMES)
-    return Held(counts[_RECEIVED], counts[_RELEASED], tuple(counts[bucket] for bucket in _BUCKETS))

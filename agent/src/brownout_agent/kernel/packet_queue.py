@@ -54,11 +54,13 @@ class Packet(NamedTuple):
 class PacketQueue:
     """One queue of the calling thread's network namespace. What does not fit in passes (NFQA_CFG_F_FAIL_OPEN).
 
-    Packets of segmentation offload come whole, as one. The object is for one thread.
+    The object is for one thread.
     """
 
-    def __init__(self, length: int, start_bytes: int) -> None:
+    def __init__(self, length: int, start_bytes: int, *, is_whole: bool = True) -> None:
         """`length`: how many packets it keeps at most. `start_bytes`: how much of each packet is read, 0 for nothing.
+        `is_whole`: bursts of segmentation offload come as one packet, with checksums that the network card will make;
+        else the kernel takes them to pieces and makes the checksums.
 
         Raises:
             OSError: the kernel has no such queues, or gives us none.
@@ -70,19 +72,19 @@ class PacketQueue:
             self._socket.settimeout(_ANSWER_WITHIN_S)
             self.number = self._bind()
             copy = struct.pack(">IB", start_bytes, _COPY_PACKET if start_bytes else _COPY_META)
-            flags = struct.pack(">I", _FAIL_OPEN | _GSO)
+            flags = struct.pack(">I", _FAIL_OPEN | (_GSO if is_whole else 0))
             self._configure(
                 self.number,
                 _attribute(_CFG_PARAMS, copy)
                 + _attribute(_CFG_QUEUE_MAXLEN, struct.pack(">I", min(length, LONGEST)))
                 + _attribute(_CFG_FLAGS, flags)
-                + _attribute(_CFG_MASK, flags),
+                + _attribute(_CFG_MASK, struct.pack(">I", _FAIL_OPEN | _GSO)),
             )
             self._socket.setblocking(False)
         except BaseException:
             self._socket.close()
             raise
-        self._buffer = bytearray(_RECEIVE_BYTES)
+        self._buffer = bytearray(start_bytes + _RECEIVE_BYTES)
         self._last = 0
         self._has_start = start_bytes > 0
 
@@ -132,13 +134,15 @@ class PacketQueue:
         verdict = _attribute(_VERDICT_HDR, struct.pack(">II", _ACCEPT, number))
         self._socket.send(_message(_VERDICT_BATCH, self.number, verdict))
 
-    def replace(self, number: int, packet: bytes, mark: int) -> None:
+    def replace(self, number: int, packet: bytes, mark: int | None = None) -> None:
         """Let another packet go in the place of this one, from its IP header on and with all checksums.
 
         In the output hook the kernel routes it anew when its addresses are others: one for this host is delivered here.
         """
         attributes = _attribute(_VERDICT_HDR, struct.pack(">II", _ACCEPT, number))
-        attributes += _attribute(_MARK, struct.pack(">I", mark)) + _attribute(_PAYLOAD, packet)
+        if mark is not None:
+            attributes += _attribute(_MARK, struct.pack(">I", mark))
+        attributes += _attribute(_PAYLOAD, packet)
         self._socket.send(_message(_VERDICT, self.number, attributes))
 
     def drop(self, number: int) -> None:

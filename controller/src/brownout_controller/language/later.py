@@ -10,10 +10,8 @@ FAULTS = frozenset(
     {
         "clock.skew",
         "network.corrupt",
-        "network.duplicate",
         "network.partition",
         "network.rate",
-        "network.reorder",
     }
 )
 METRICS = frozenset({"value"})
