@@ -34,6 +34,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "dns.failure": {"names": "*.brownout.test"},
     "dns.delay": {"names": "*.brownout.test", "delay": "20ms"},
     "dns.answer": {"names": "*.brownout.test", "to": "127.0.0.1"},
+    "network.corrupt": {"to": "127.0.0.79", "percent": 50},
     "network.duplicate": {"to": "127.0.0.79", "percent": 50},
     "network.latency": {"to": "127.0.0.79", "latency": "20ms"},
     "network.loss": {"to": "127.0.0.78", "percent": 50},

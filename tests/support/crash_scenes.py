@@ -26,7 +26,7 @@ from tests.support.undo_sequences import Host
 
 KINDS = (
     "cpu.load", "disk.fill", "disk.io", "dns.answer", "dns.delay", "dns.failure", "memory.load", "network.blackhole",
-    "network.duplicate",
+    "network.corrupt", "network.duplicate",
     "network.reorder",
     "network.flap", "network.latency", "network.loss", "network.port_occupy", "network.reject", "network.reset",
     "process.crash_loop", "process.fd_exhaustion", "process.kill", "process.pause", "process.pid_exhaustion",
@@ -71,6 +71,7 @@ def parameters_of(host: Host, kind: str) -> dict[str, Any]:
         "dns.failure": {"names": "*.brownout.test"},
         "memory.load": {"size": "16MiB"},
         "network.blackhole": {"to": "127.0.0.9", "port": 9999},
+        "network.corrupt": {"to": "127.0.0.14", "percent": 50},
         "network.duplicate": {"to": "127.0.0.12", "percent": 50},
         "network.latency": {"to": "127.0.0.7", "latency": "20ms"},
         "network.flap": {"to": "127.0.0.4", "every": "1s", "down": "300ms"},

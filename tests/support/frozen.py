@@ -166,6 +166,7 @@ async def all_on(client: Client, folder: Path) -> list[FrozenFault]:
         "disk.io": {"write": "1MiB/s", "file_size": "1MiB", "path": str(folder)},
         "disk.fill": {"size": "1MiB", "path": str(folder)},
         "network.blackhole": {"to": "127.0.0.9", "port": "9"},
+        "network.corrupt": {"to": "127.0.0.14", "percent": 50},
         "network.duplicate": {"to": "127.0.0.12", "percent": 50},
         "network.latency": {"to": "127.0.0.7", "latency": "20ms"},
         "network.loss": {"to": "127.0.0.8", "percent": 50},

@@ -296,6 +296,7 @@ def _choose(host: Host, rng: random.Random) -> list[tuple[str, dict[str, Any]]]:
         ("dns.answer", {"names": "*.brownout.test", "to": "127.0.0.1"}),
         ("dns.delay", {"names": "*.brownout.test", "delay": f"{rng.randint(1, 2_000)}ms"}),
         ("dns.failure", {"names": "*.brownout.test", "answer": rng.choice(("nxdomain", "timeout"))}),
+        ("network.corrupt", {"to": "127.0.0.14", "percent": rng.randint(1, 100)}),
         ("network.duplicate", {"to": "127.0.0.12", "percent": rng.randint(1, 100)}),
         ("network.latency", {"to": "127.0.0.7", "latency": f"{rng.randint(1, 2_000)}ms"}),
         ("network.loss", {"to": "127.0.0.8", "percent": rng.randint(1, 100)}),

@@ -40,6 +40,8 @@ _NUMBERS = range(20_000, 60_000)
 """Administrators count from 0; what others draw at random may be anywhere."""
 _TRIES = 20
 _ANSWER_WITHIN_S = 5.0
+LARGEST_BYTES = 65_535
+"""No IP packet is larger, but for those of IPv6 that segmentation offload makes."""
 LONGEST = 65_536
 """More packets than this no queue keeps, whatever is asked of it; each may be as large as 64 KiB."""
 

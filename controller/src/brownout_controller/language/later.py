@@ -9,7 +9,6 @@ WATCHERS = frozenset({"keepalived", "kubernetes", "patroni", "sentinel"})
 FAULTS = frozenset(
     {
         "clock.skew",
-        "network.corrupt",
         "network.partition",
         "network.rate",
     }
