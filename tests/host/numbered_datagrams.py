@@ -32,20 +32,22 @@ def listening(namespace: str, address: str) -> Iterator[socket.socket]:
 def sent(namespace: str, to: socket.socket, datagrams: int, *, size: int = 16, mark: int = 0) -> list[int]:
     """Send so many from this namespace, numbered from 0; the numbers of those that came, as they came."""
     came: list[int] = []
+    missing = set(range(datagrams))
+
+    def receive(patience_s: float) -> bool:
+        if not select.select([to], [], [], patience_s)[0]:
+            return False
+        came.extend(_NUMBER.unpack_from(to.recv(2**16)))
+        missing.discard(came[-1])
+        return True
+
     with inside(namespace), socket.socket(to.family, socket.SOCK_DGRAM) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         client.connect(to.getsockname())
         for number in range(datagrams):
             client.send(_NUMBER.pack(number).ljust(size, b"."))
-            if number % _AT_ONCE == _AT_ONCE - 1:
-                _receive(to, came, 0.005)
-    while _receive(to, came, PATIENCE_S if len(set(came)) < datagrams else QUIET_S):
+            while number % _AT_ONCE == _AT_ONCE - 1 and receive(0.005):
+                pass
+    while receive(PATIENCE_S if missing else QUIET_S):
         pass
     return came
-
-
-def _receive(to: socket.socket, came: list[int], patience_s: float) -> bool:
-    before = len(came)
-    while select.select([to], [], [], patience_s)[0]:
-        came += _NUMBER.unpack_from(to.recv(2**16))
-    return len(came) > before

@@ -40,6 +40,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "network.loss": {"to": "127.0.0.78", "percent": 50},
     "network.port_occupy": {"port": 9009},
     "network.reject": {"to": "127.0.0.79"},
+    "network.rate": {"to": "127.0.0.79", "rate": "1mbit"},
     "network.reorder": {"to": "127.0.0.79", "percent": 50},
     "network.reset": {"to": "127.0.0.80"},
     "network.flap": {"to": "127.0.0.81", "every": "1s", "down": "500ms"},

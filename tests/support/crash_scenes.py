@@ -27,7 +27,7 @@ from tests.support.undo_sequences import Host
 KINDS = (
     "cpu.load", "disk.fill", "disk.io", "dns.answer", "dns.delay", "dns.failure", "memory.load", "network.blackhole",
     "network.corrupt", "network.duplicate",
-    "network.reorder",
+    "network.rate", "network.reorder",
     "network.flap", "network.latency", "network.loss", "network.port_occupy", "network.reject", "network.reset",
     "process.crash_loop", "process.fd_exhaustion", "process.kill", "process.pause", "process.pid_exhaustion",
 )  # fmt: skip
@@ -77,6 +77,7 @@ def parameters_of(host: Host, kind: str) -> dict[str, Any]:
         "network.flap": {"to": "127.0.0.4", "every": "1s", "down": "300ms"},
         "network.loss": {"to": "127.0.0.8", "percent": 20},
         "network.reject": {"to": "127.0.0.6", "port": 9999},
+        "network.rate": {"to": "127.0.0.15", "rate": "1mbit"},
         "network.reorder": {"to": "127.0.0.13", "percent": 20},
         "network.reset": {"to": "127.0.0.5", "connections": "both"},
         "network.port_occupy": {"port": "9009-9010", "protocol": "any"},

@@ -172,6 +172,7 @@ async def all_on(client: Client, folder: Path) -> list[FrozenFault]:
         "network.loss": {"to": "127.0.0.8", "percent": 50},
         "network.port_occupy": {"port": free_port()},
         "network.reject": {"to": "127.0.0.6", "port": "9"},
+        "network.rate": {"to": "127.0.0.15", "rate": "1mbit"},
         "network.reorder": {"to": "127.0.0.13", "percent": 20},
         "network.reset": {"to": "127.0.0.5", "connections": "both"},
         "network.flap": {"to": "127.0.0.4", "every": "1s", "down": "300ms"},

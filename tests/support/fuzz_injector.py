@@ -46,6 +46,7 @@ _ORDERS: dict[str, dict[str, object]] = {
     "network.loss": {"to": "127.0.0.8", "percent": 20},
     "network.port_occupy": {"port": "9000-9010", "protocol": "any"},
     "network.reject": {"to": "127.0.0.6", "answer": "host-unreachable"},
+    "network.rate": {"to": "127.0.0.15", "rate": "1mbit", "queue": "50ms"},
     "network.reorder": {"to": "127.0.0.13", "percent": 20, "delay": "20ms", "gap": 3},
     "network.reset": {"to": "127.0.0.5", "connections": "both"},
     "process.crash_loop": {"command": "no such process anywhere"},

@@ -303,6 +303,7 @@ def _choose(host: Host, rng: random.Random) -> list[tuple[str, dict[str, Any]]]:
         ("process.crash_loop", {"command": host.supervised, "every": "1s"}),
         ("network.port_occupy", {"port": rng.randint(1024, 9999), "protocol": "any"}),
         ("network.reject", {"to": "127.0.0.6", "answer": rng.choice(("refused", "admin-prohibited"))}),
+        ("network.rate", {"to": "127.0.0.15", "rate": f"{rng.randint(1, 100_000)}kbit"}),
         ("network.reorder", {"to": "127.0.0.13", "percent": rng.randint(1, 99), "delay": f"{rng.randint(1, 2_000)}ms"}),
         ("network.reset", {"to": "127.0.0.5", "connections": rng.choice(("existing", "new", "both"))}),
         ("network.flap", {"to": "127.0.0.4", "every": "250ms", "down": f"{rng.randint(100, 150)}ms"}),

@@ -22,6 +22,8 @@ _SIZE_UNITS = {
     "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
+_BIT_UNITS = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
+_BIT_RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?bit)(?:/s)?", re.IGNORECASE)
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]i?B|B)", re.IGNORECASE)
 
 
@@ -93,6 +95,23 @@ def parse_byte_rate(text: object) -> int:
     if not isinstance(text, str) or not text.endswith("/s"):
         raise ValueError(f"{text!r} is not a rate in bytes; write it like 20MiB/s")
     return parse_size_bytes(text[:-2].strip())
+
+
+def parse_bit_rate(text: object) -> int:
+    """Bits a second of `10mbit` or `64kbit`, as tc(8) writes them: a kbit is 1000 bits.
+
+    Raises:
+        ValueError: no unit, bytes, or not a rate; the text says what to write instead.
+    """
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        raise ValueError(f"rate {text:g} has no unit; did you mean {text:g}mbit?")
+    match = _BIT_RATE.fullmatch(text) if isinstance(text, str) else None
+    if match is not None:
+        return round(float(match[1]) * _BIT_UNITS[match[2].lower()])
+    if isinstance(text, str) and (size := _SIZE.fullmatch(text.removesuffix("/s").strip())):
+        bits = float(size[1]) * _SIZE_UNITS[size[2].lower()] * 8
+        raise ValueError(f"{text!r} is a rate in bytes; this one is in bits: did you mean {bits / 1e6:g}mbit?")
+    raise ValueError(f"{text!r} is not a rate in bits; write it like 10mbit or 64kbit")
 
 
 def parse_percent(value: object) -> float:

@@ -28,7 +28,13 @@ from typing import Annotated, Any, ClassVar, Generic, NoReturn, Protocol, TypeVa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from brownout_agent.kernel.processes import ProcessKey
-from brownout_agent.quantities import parse_byte_rate, parse_duration_ms, parse_percent, parse_size_bytes
+from brownout_agent.quantities import (
+    parse_bit_rate,
+    parse_byte_rate,
+    parse_duration_ms,
+    parse_percent,
+    parse_size_bytes,
+)
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Facts = dict[str, Any]
@@ -42,6 +48,7 @@ TRIAL_S = 3.0
 Percent = Annotated[float, BeforeValidator(parse_percent), Field(description="above 0 and up to 100")]
 SizeBytes = Annotated[int, BeforeValidator(parse_size_bytes), Field(description="a size like 512MiB")]
 ByteRate = Annotated[int, BeforeValidator(parse_byte_rate), Field(description="a rate like 20MiB/s")]
+BitRate = Annotated[int, BeforeValidator(parse_bit_rate), Field(description="a rate like 10mbit")]
 DurationMs = Annotated[float, BeforeValidator(parse_duration_ms), Field(description="a duration like 300ms")]
 
 

@@ -4,9 +4,9 @@ This needs no queueing discipline, so those of the host are left alone, and it w
 holder dies the kernel drops what is held at that instant and lets everything after it pass.
 
 **Limits.** PACKETS_PER_S packets a second in each direction are handed over; what is beyond, or beyond 65536 packets
-that wait, passes at once, is counted, and keeps the fault from being proved. A packet is what passes the host's input
-and output hooks: a burst that the network card splits or merges (TSO, GRO) is one. When the rules of any other table
-are taken away, the kernel drops what queues hold just then (nf_queue_nf_hook_drop).
+that wait, passes at once (`beyond` says otherwise), is counted, and keeps the fault from being proved. A packet is what
+passes the host's input and output hooks: a burst that the network card splits or merges (TSO, GRO) is one. When the
+rules of any other table are taken away, the kernel drops what queues hold just then (nf_queue_nf_hook_drop).
 """
 
 import math
@@ -16,7 +16,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from brownout_agent.faults.contract import ABLE, TRIAL_S, Capability, Effect, Facts, Hold, Host, Record, Refusal
 from brownout_agent.faults.network_hold import Handler, asked_to_end, drain, hold_until
@@ -68,6 +68,9 @@ class QueueFault(NetworkFault[Q]):
     is_whole: ClassVar[bool] = True
     """Whether bursts of segmentation offload come as one packet, or each packet of them by itself with its checksum."""
 
+    beyond: ClassVar[Literal["accept", "drop"]] = "accept"
+    """What becomes of packets beyond PACKETS_PER_S."""
+
     @abstractmethod
     def handler(self, parameters: Q, queue: PacketQueue, rng: random.Random) -> Handler:
         """What deals with the packets of the queue, by draws of `rng`. Called in the holder.
@@ -89,10 +92,10 @@ class QueueFault(NetworkFault[Q]):
         return 100.0
 
     def treatment(self, parameters: Q, scope: Scope) -> Treatment:
-        return _hand_over(self.percent(parameters))
+        return _hand_over(self.percent(parameters), self.beyond)
 
     def tried(self) -> Treatment:
-        return _hand_over(50)
+        return _hand_over(50, self.beyond)
 
     def detect(self, host: Host) -> Capability:
         able = super().detect(host)
@@ -150,14 +153,21 @@ class QueueMeter(PacketMeter):
         self._names = names
         self.noted = dict.fromkeys(names, 0)
         """What the holder has counted."""
-        self.passed = 0
-        """Packets that were meant, and passed without being handed over."""
+        self.excess = 0
+        """Packets that were meant, and beyond PACKETS_PER_S."""
+        self.unheld = 0
+        """Packets that the holder was never handed, though they were for it: they passed."""
         self._handed_over = 0
 
     @property
     def seen(self) -> int:
         """Packets that met the rules."""
         return sum(count.seen for count in self.counts.values())
+
+    @property
+    def passed(self) -> int:
+        """Packets that were meant, and passed without being handed over."""
+        return self.excess + self.unheld
 
     @property
     def meant(self) -> int:
@@ -172,10 +182,10 @@ class QueueMeter(PacketMeter):
         except OSError as error:
             self.lost = self.lost or f"; the holder could not be read: {error}"
             return
-        excess = self._sum("excess")
-        self._handed_over = self.meant - excess
+        self.excess = self._sum("excess")
+        self._handed_over = self.meant - self.excess
         # Of the reading before: what was counted just now may be on its way to the holder.
-        self.passed = excess + max(handed_over_before - self.noted[RECEIVED], 0)
+        self.unheld = max(handed_over_before - self.noted[RECEIVED], 0)
 
     def _sum(self, name: str) -> int:
         return sum(self.counters.get(f"{direction}_{name}", 0) for direction in self.counts)
@@ -189,16 +199,16 @@ def judge_passed(judged: Effect, seen: int, passed: int) -> Effect:
     return replace(judged, proved=judged.proved and passed <= _PASSED_MAX * seen, explanation=judged.explanation + why)
 
 
-def _hand_over(percent: float) -> Treatment:
-    """Counts, and lets pass what is not drawn or beyond PACKETS_PER_S. The rule behind these, which hands over, knows
-    its queue.
+def _hand_over(percent: float, beyond: str) -> Treatment:
+    """Counts, and takes out what is not drawn and what is beyond PACKETS_PER_S. The rule behind these, which hands the
+    rest over, knows its queue.
     """
     return Treatment(
         lambda direction: [
             f"counter name {direction}_seen",
             *spare(percent),
             f"counter name {direction}_drawn",
-            f"limit rate over {PACKETS_PER_S}/second burst {_BURST} packets counter name {direction}_excess accept",
+            f"limit rate over {PACKETS_PER_S}/second burst {_BURST} packets counter name {direction}_excess {beyond}",
         ],
         sets=tuple(f"counter {way}_{name} {{ }}" for way in ("ingress", "egress") for name in ("drawn", "excess")),
     )

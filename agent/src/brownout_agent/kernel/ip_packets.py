@@ -10,6 +10,7 @@ FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 _TCP, _UDP = 6, 17
 _FRAGMENT = 0x3FFF
 """More fragments, and the offset. "Don't fragment" is the bit above."""
+_IPV6_HEADER = 40
 _HOPS = 64
 _WINDOW = 65_535
 _TIMESTAMPS, _TIMESTAMPS_BYTES, _END, _NO_OPERATION = 8, 10, 0, 1
@@ -62,6 +63,16 @@ class Segment:
         return (self.sequence + len(self.payload) + bool(self.flags & FIN)) % _SEQUENCES
 
 
+def length_of(start: bytes) -> int:
+    """How many bytes an IP packet has, of its first LENGTH_WITHIN_BYTES."""
+    if start[:1] >= b"\x60":
+        return _IPV6_HEADER + int.from_bytes(start[4:6])
+    return int.from_bytes(start[2:4])
+
+
+LENGTH_WITHIN_BYTES = 6
+
+
 def read(packet: bytes) -> Datagram | Segment | None:
     """What an IP packet carries; None when it is broken, cut, a fragment, or neither UDP nor TCP."""
     found = _read_ip(packet)
@@ -106,9 +117,9 @@ def _read_ip(packet: bytes) -> tuple[bytes, bytes, int, bytes] | None:
         if header < 20 or not header <= total <= len(packet) or fragment & _FRAGMENT:
             return None
         return packet[12:16], packet[16:20], packet[9], packet[header:total]
-    if len(packet) >= 40 and packet[0] >> 4 == 6:
-        end = 40 + struct.unpack_from("!H", packet, 4)[0]
-        return (packet[8:24], packet[24:40], packet[6], packet[40:end]) if end <= len(packet) else None
+    if len(packet) >= _IPV6_HEADER and packet[0] >> 4 == 6:
+        end = _IPV6_HEADER + struct.unpack_from("!H", packet, 4)[0]
+        return (packet[8:24], packet[24:40], packet[6], packet[_IPV6_HEADER:end]) if end <= len(packet) else None
     return None
 
 

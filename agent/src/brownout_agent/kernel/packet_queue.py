@@ -28,8 +28,9 @@ _DROP, _ACCEPT = 0, 1
 _HEADER = struct.Struct("=IHHIIBBxx")
 """struct nlmsghdr and struct nfgenmsg; the queue's number, in network order, is in the two last bytes."""
 _ATTRIBUTE = struct.Struct("=HH")
-_PACKET_NUMBER = struct.Struct(">I")
-"""Of struct nfqnl_msg_packet_hdr, which is the first attribute of every packet."""
+_PACKET_HEAD = struct.Struct(">IHB")
+"""struct nfqnl_msg_packet_hdr, which is the first attribute of every packet: its number, protocol and hook."""
+_LOCAL_OUT = 3
 _PACKET_AT = _HEADER.size + _ATTRIBUTE.size
 _NUMBER_MASK = 2**32 - 1
 _AHEAD = 2**30
@@ -47,10 +48,13 @@ LONGEST = 65_536
 
 
 class Packet(NamedTuple):
-    """One packet that the kernel keeps: its number in the queue, and how it begins, from the IP header on."""
+    """One packet that the kernel keeps: its number in the queue, how it begins, from the IP header on, and whether it
+    leaves this host.
+    """
 
     number: int
     start: bytes
+    leaves: bool
 
 
 class PacketQueue:
@@ -119,9 +123,9 @@ class PacketQueue:
                 return None
             (_, kind, _, _, _, _, _) = _HEADER.unpack_from(self._buffer)
             if kind == _PACKET:
-                (number,) = _PACKET_NUMBER.unpack_from(self._buffer, _PACKET_AT)
+                number, _, hook = _PACKET_HEAD.unpack_from(self._buffer, _PACKET_AT)
                 self._last = number
-                return Packet(number, self._payload(size) if self._has_start else b"")
+                return Packet(number, self._payload(size) if self._has_start else b"", hook == _LOCAL_OUT)
             if kind == _NLMSG_ERROR and (number := _error_of(self._buffer)) not in {0, errno.ENOENT}:
                 raise OSError(number, "the kernel took no verdict")
 

@@ -10,7 +10,6 @@ FAULTS = frozenset(
     {
         "clock.skew",
         "network.partition",
-        "network.rate",
     }
 )
 METRICS = frozenset({"value"})
