@@ -6,18 +6,15 @@ meant is answered (its packet is turned round, and the kernel delivers it to who
 
 import heapq
 import random
-import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from select import select
 from typing import TypeVar
 
 from brownout_agent.faults.dns_message import Query, read_query, read_stream
 from brownout_agent.faults.dns_rules import MARK
 from brownout_agent.faults.dns_tcp import Takeovers
-from brownout_agent.faults.network_hold import wait_s
 from brownout_agent.kernel.ip_packets import Datagram, Ends, Segment, read, write_datagram, write_segment
 from brownout_agent.kernel.packet_queue import Packet, PacketQueue
 from brownout_agent.kernel.tally import Tally
@@ -71,19 +68,18 @@ class _Held:
 
 
 class Interception:
-    """One fault's queries. For one thread."""
+    """One fault's queries, as the Handler of its queue (network_hold.py). For one thread."""
 
     def __init__(
         self,
         queue: PacketQueue,
-        tally: Tally,
         means: Callable[[Query], bool],
         treatment: Treatment,
         *,
         percent: float = 100.0,
     ) -> None:
         self._queue = queue
-        self._tally = tally
+        self._counts = Tally(COUNTS)
         self._means = means
         self._treatment = treatment
         self._percent = percent
@@ -95,22 +91,17 @@ class Interception:
         self._decided: OrderedDict[tuple[Ends, int], bool] = OrderedDict()
         """Segments with queries, and whether they are met: TCP sends again what is not acknowledged."""
 
-    def run_until(self, end: socket.socket) -> None:
-        """Deal with queries until `end` becomes readable. What is held then is left in the queue.
+    @property
+    def tally(self) -> int:
+        """The descriptor of what it counts in."""
+        return self._counts.descriptor
 
-        Raises:
-            OSError: the kernel takes no verdict.
-        """
-        while True:
-            due_ns = self._held[0].due_ns if self._held else None
-            ready, _, _ = select([self._queue.fileno(), end.fileno()], [], [], wait_s(due_ns))
-            if end.fileno() in ready:
-                return
-            while (packet := self._queue.receive()) is not None:
-                self._meet(packet)
-            self._let_go(time.monotonic_ns())
+    def next_due_ns(self) -> int | None:
+        """When the next packet that is held is due."""
+        return self._held[0].due_ns if self._held else None
 
-    def _meet(self, packet: Packet) -> None:
+    def take(self, packet: Packet, now_ns: int) -> None:
+        """A packet has come."""
         match read(packet.start):
             case Datagram() as datagram:
                 self._meet_datagram(packet.number, datagram)
@@ -124,7 +115,7 @@ class Interception:
     def _meet_datagram(self, number: int, datagram: Datagram) -> None:
         query = read_query(datagram.payload)
         if query is None:
-            self._tally.add("unread")
+            self._counts.add("unread")
             self._queue.accept([number])
         elif not self._is_met([query], datagram.ends):
             self._queue.accept([number])
@@ -139,7 +130,7 @@ class Interception:
         asked = (segment.ends, segment.sequence)
         queries = read_stream(segment.payload)
         if queries is None:
-            self._tally.add("unread")
+            self._counts.add("unread")
             self._queue.accept([number])
         elif asked in self._decided:  # sent again; what is held of it comes anyway
             self._drop_or_accept(number, is_dropped=self._decided[asked])
@@ -157,7 +148,7 @@ class Interception:
 
     def _is_met(self, queries: list[Query], ends: Ends) -> bool:
         """Whether to deal with a packet that asks this. One that asks several things goes on unless all are meant."""
-        self._tally.add("queries")
+        self._counts.add("queries")
         if not all(self._means(query) for query in queries):
             return False
         now_ns = time.monotonic_ns()
@@ -165,15 +156,15 @@ class Interception:
             return False
         is_drawn = self._rng.random() * 100 < self._percent
         if not is_drawn:
-            self._tally.add("matched")
+            self._counts.add("matched")
             if ends.stays_here:
                 self._hand_on(map(_key, queries), now_ns)
         return is_drawn
 
     def _count_met(self) -> None:
         """Both when it is done, so that whoever reads in between finds no query that was not met."""
-        self._tally.add("matched")
-        self._tally.add("met")
+        self._counts.add("matched")
+        self._counts.add("met")
 
     def _drop_or_hold(
         self, number: int, queries: list[Query], ends: Ends, asked: tuple[Ends, int] | None = None
@@ -188,7 +179,8 @@ class Interception:
         handed_on = tuple(map(_key, queries)) if ends.stays_here else ()
         heapq.heappush(self._held, _Held(due_ns, number, now_ns, asked, handed_on))
 
-    def _let_go(self, now_ns: int) -> None:
+    def let_go(self, now_ns: int) -> None:
+        """Let those go that are due by now."""
         due = []
         while self._held and self._held[0].due_ns <= now_ns:
             due.append(heapq.heappop(self._held))
@@ -202,8 +194,8 @@ class Interception:
         gone_ns = time.monotonic_ns()
         for held in due:
             self._count_met()
-            self._tally.add("held_us", (gone_ns - held.arrived_ns) // _NS_PER_US)
-            self._tally.add("due_us", (held.due_ns - held.arrived_ns) // _NS_PER_US)
+            self._counts.add("held_us", (gone_ns - held.arrived_ns) // _NS_PER_US)
+            self._counts.add("due_us", (held.due_ns - held.arrived_ns) // _NS_PER_US)
 
     def _hand_on(self, keys: Iterable[tuple[str, int]], now_ns: int) -> None:
         for key in keys:

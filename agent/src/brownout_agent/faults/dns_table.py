@@ -5,7 +5,6 @@ connection tracking remembers a redirect that is over, a query goes on to the ve
 resolv.conf, hosts and every server stay as they are.
 """
 
-import math
 import os
 from abc import abstractmethod
 from typing import ClassVar, Generic, TypeVar
@@ -26,20 +25,18 @@ from brownout_agent.faults.contract import (
 from brownout_agent.faults.dns_interception import COUNTS, Delay, Interception, Treatment
 from brownout_agent.faults.dns_rules import QUEUED, ruleset
 from brownout_agent.faults.dns_scope import DnsParameters, Matcher
-from brownout_agent.faults.network_hold import asked_to_end, drain
+from brownout_agent.faults.network_hold import asked_to_end, drain, hold_until
 from brownout_agent.faults.network_rules import FAMILY, LEASE_MARGIN_MS, TABLE_PREFIX, table_name
-from brownout_agent.faults.network_share import CONFIDENCE, wilson_interval
+from brownout_agent.faults.network_share import explains
 from brownout_agent.faults.network_table import extend, remove_table, table_left
 from brownout_agent.kernel.nftables import LIBRARY, Nftables, NftablesError, read_counters
 from brownout_agent.kernel.packet_queue import PacketQueue
 from brownout_agent.kernel.queue_rule import append_queue_rule
-from brownout_agent.kernel.tally import Tally, read_tally
+from brownout_agent.kernel.tally import read_tally
 
 HELD_MAX, BURST_MAX = 8_192, 512
 """Packets that may wait: for their delay, or for the holder to come to them. What is beyond passes, not counted as met;
 so a holder that somebody stops keeps so many queries from their servers at most."""
-EXPECTED_MIN = 5
-"""Below so many expected hits an interval would contain nearly everything and prove nothing."""
 _START_BYTES = 3_072
 """How much of a packet is looked at: queries are much smaller, and what is larger passes."""
 
@@ -87,16 +84,16 @@ class DnsFault(Fault[D]):
         uids = tuple(int(uid) for uid in facts["exempt_uids"])
         means, treatment = Matcher(parameters, self.types).means, self.treatment(parameters, facts)
         try:
-            tally = Tally(COUNTS)
             length = HELD_MAX if isinstance(treatment, Delay) else BURST_MAX
             queue, nft = PacketQueue(length, _START_BYTES), Nftables(with_descriptor=True)
+            interception = Interception(queue, means, treatment, percent=parameters.percent)
             owned = _load(nft, table, uids, self.rcode(parameters), queue.number, lease_ms=lease_ms)
         except OSError as error:
             raise Refusal(*_why_not(error)) from error
         hold.on_extension(lambda left_ms: extend(nft, table, left_ms))
         with asked_to_end() as end, queue, nft:
-            hold.ready(owned=owned, tally=tally.descriptor)
-            Interception(queue, tally, means, treatment, percent=parameters.percent).run_until(end)
+            hold.ready(owned=owned, tally=interception.tally)
+            hold_until(end, queue, interception)
             # Not the whole table: the kernel drops what waits in queues when a hook is taken away.
             nft.run(f"flush chain {FAMILY} {table} {QUEUED}")
             drain(queue)
@@ -166,13 +163,8 @@ def judge_share(parameters: DnsParameters, done: int, counts: dict[str, int], pr
     met = f"{counts['met']} of {matched} queries for {', '.join(parameters.names)} were met; {proof}"
     if asked >= 100:
         return Effect(asked, achieved, unit, done == matched, met)
-    needed = math.ceil(EXPECTED_MIN / (asked / 100))
-    if matched < needed:
-        return Effect(asked, achieved, unit, False, f"{met}; too few to prove {asked:g} %, which takes {needed}")
-    lowest, highest = (100 * bound for bound in wilson_interval(done, matched, CONFIDENCE))
-    inside = lowest <= asked <= highest
-    where = f"{asked:g} % lies {'inside' if inside else 'outside'} the {100 * CONFIDENCE:g} % interval"
-    return Effect(asked, achieved, unit, inside, f"{met}; {where} {lowest:.3g}-{highest:.3g} %")
+    is_explained, why = explains(asked, done, matched)
+    return Effect(asked, achieved, unit, is_explained, f"{met}; {why}")
 
 
 def nobody_asked(parameters: DnsParameters, counts: dict[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""Whether the share of packets that was asked for explains what was counted. Pure."""
+"""Whether the share that was asked for explains what was counted. Pure."""
 
 import math
 from statistics import NormalDist
@@ -6,28 +6,30 @@ from statistics import NormalDist
 from brownout_agent.faults.contract import Effect
 from brownout_agent.faults.network_scope import Scope
 
-CONFIDENCE = 0.999
+_CONFIDENCE = 0.999
 """A true share is called unproved in one run of a thousand."""
 _HITS_EXPECTED = 5
 """Below so many expected hits an interval would contain nearly everything and prove nothing."""
 
 
 def judge_share(percent: float, scope: Scope, seen: int, hit: int, counted: str) -> Effect:
-    """Of `seen` packets so many were `hit`, which `counted` says in words. Proved when the asked share lies inside the
-    Wilson interval of that, over enough packets.
-    """
+    """Of `seen` packets so many were `hit`, which `counted` says. Proved when the share that was asked explains it."""
     unit = "% of packets"
     if not seen:
         return Effect(percent, None, unit, False, f"no packet matched: nobody talked to {scope.text} during the fault")
-    achieved = 100 * hit / seen
+    is_explained, why = explains(percent, hit, seen)
+    return Effect(percent, 100 * hit / seen, unit, is_explained, f"{counted}; {why}")
+
+
+def explains(percent: float, hits: int, trials: int) -> tuple[bool, str]:
+    """Whether this share, each drawn by itself, explains so many hits, and why, in words: by the Wilson interval."""
     needed = math.ceil(_HITS_EXPECTED / (percent / 100))
-    if seen < needed:
-        why = f"{counted}: only {seen} packets seen, too few to prove {percent:g} %, which takes {needed}"
-        return Effect(percent, achieved, unit, False, why)
-    lowest, highest = (100 * bound for bound in wilson_interval(hit, seen, CONFIDENCE))
-    inside = lowest <= percent <= highest
-    why = f"{counted}; {percent:g} % lies {'inside' if inside else 'outside'} the {100 * CONFIDENCE:g} % interval"
-    return Effect(percent, achieved, unit, inside, f"{why} {lowest:.3g}-{highest:.3g} %")
+    if trials < needed:
+        return False, f"too few to prove {percent:g} %, which takes {needed}"
+    lowest, highest = (100 * bound for bound in wilson_interval(hits, trials, _CONFIDENCE))
+    is_inside = lowest <= percent <= highest
+    where = f"{percent:g} % lies {'inside' if is_inside else 'outside'} the {100 * _CONFIDENCE:g} % interval"
+    return is_inside, f"{where} {lowest:.3g}-{highest:.3g} %"
 
 
 def wilson_interval(hits: int, trials: int, confidence: float) -> tuple[float, float]:

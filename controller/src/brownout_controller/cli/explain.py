@@ -6,7 +6,7 @@ from typing import Any
 
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Fault
-from brownout_agent.quantities import format_duration_ms
+from brownout_agent.quantities import format_duration_ms, parse_duration_ms
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -109,7 +109,9 @@ def _described(name: str, field: FieldInfo) -> str:
     text = (field.description or "").rstrip(".")
     if field.is_required():
         return f"{text}. Required." if name != "name" else f"{text}."
-    return f"{text}. Default: {default}." if (default := _default(name, field.get_default())) else f"{text}."
+    is_duration = any(getattr(one, "func", None) is parse_duration_ms for one in field.metadata)
+    default = _default(f"{name}_ms" if is_duration else name, field.get_default())
+    return f"{text}. Default: {default}." if default else f"{text}."
 
 
 def _default(name: str, value: object) -> str:
@@ -119,6 +121,8 @@ def _default(name: str, value: object) -> str:
         return ""
     if name.endswith("_ms") and isinstance(value, float):
         return format_duration_ms(value)
+    if isinstance(value, float):
+        return f"{value:g}"
     return ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
