@@ -76,7 +76,7 @@ async def fidelity() -> tuple[list[Row], bool]:
             async with held("network.latency", to=FAR, port=PORT, latency=f"{latency_ms}ms") as it:
                 delays += (took - base_ms for took in round_trips_ms(PORT, times))
                 bystanders += round_trips_ms(BYSTANDING_PORT, 100)
-                own_ms = told_ms(it)
+                own_ms = told(it)
         median_ms = statistics.median(delays)
         is_well &= abs(median_ms - latency_ms) <= limit_ms(latency_ms)
         late_ms = statistics.quantiles(delays, n=100)[98]
@@ -89,7 +89,7 @@ async def fidelity() -> tuple[list[Row], bool]:
     return [*rows, ("none", f"{base_ms:.3f} ms round trip", "", "", "", "", "500")], is_well
 
 
-def told_ms(it: Held) -> float:
+def told(it: Held) -> float:
     """What the fault itself says that it achieved."""
     it.meter.sample()
     achieved = it.meter.effect().achieved

@@ -57,6 +57,12 @@ def test_where_there_is_more_than_a_header_the_ports_and_the_length_stay(packet:
         assert flip(packet, random.Random(seed))[: header + 8] == packet[: header + 8]
 
 
+@given(Packets, st.data())
+def test_a_packet_that_is_cut_stays_as_it_is(packet: bytes, data: st.DataObject) -> None:
+    cut = packet[: data.draw(st.integers(20, len(packet) - 1))]
+    assert flip(cut, random.Random(1)) == cut
+
+
 def test_every_bit_of_a_payload_has_its_turn() -> None:
     packet = write_datagram(Datagram(Ends(b"\x0a" * 4, 1, b"\x0b" * 4, 2), b"abc"))
     rng = random.Random(1)
@@ -67,7 +73,7 @@ def test_every_bit_of_a_payload_has_its_turn() -> None:
 def test_a_packet_of_nothing_but_a_header_and_one_with_options_are_read_by_their_length() -> None:
     bare = bytes.fromhex("45000014000040004006f97d0a0000010a000002")
     assert flip(bare, random.Random(1)) == bare
-    with_options = bytes([0x46]) + bare[1:] + b"opts" + b"payload of ten"
+    with_options = bytes.fromhex("46000026") + bare[4:] + b"opts" + b"payload of ten"
     for seed in range(50):
         assert flip(with_options, random.Random(seed))[: 24 + 8] == with_options[: 24 + 8]
 

@@ -25,6 +25,7 @@ from brownout_agent.faults.contract import Effect, Host, Meter, Percent, Record
 from brownout_agent.faults.network_queue import RECEIVED, QueueFault, QueueMeter, judge_passed
 from brownout_agent.faults.network_scope import NetworkParameters, Scope
 from brownout_agent.faults.network_share import judge_share
+from brownout_agent.kernel.ip_packets import length_of
 from brownout_agent.kernel.packet_queue import LARGEST_BYTES, Packet, PacketQueue
 from brownout_agent.kernel.tally import Tally
 
@@ -91,7 +92,11 @@ class _Corrupting:
 
 
 def flip(packet: bytes, rng: random.Random) -> bytes:
-    """The IP packet with one bit turned round, behind its IP header; as it is when there is nothing."""
+    """The IP packet with one bit turned round, behind its IP header. As it is when there is nothing, and when it is not
+    whole, as the largest of the loopback interface.
+    """
+    if length_of(packet) > len(packet):
+        return packet
     header = _IPV6_HEADER if packet[:1] >= b"\x60" else (packet[0] & 15) * 4
     body = len(packet) - header
     if body > _PORTS_AND_CHECKSUM:

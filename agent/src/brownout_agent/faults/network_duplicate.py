@@ -21,6 +21,7 @@ broadcasts.
 """
 
 import random
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
@@ -79,7 +80,7 @@ def copy(percent: float, tag: int) -> Treatment:
         draw,
         sets=tuple(f"counter {direction}_copied {{ }}" for direction in _COPY),
         first=count_copies,
-        beside=tuple((family, lambda way, to=address: copy_drawn(to, way)) for family, address in _ADDRESS.items()),
+        beside=tuple((family, partial(copy_drawn, address)) for family, address in _ADDRESS.items()),
     )
 
 

@@ -41,8 +41,8 @@ _NUMBERS = range(20_000, 60_000)
 """Administrators count from 0; what others draw at random may be anywhere."""
 _TRIES = 20
 _ANSWER_WITHIN_S = 5.0
-LARGEST_BYTES = 65_535
-"""No IP packet is larger, but for those of IPv6 that segmentation offload makes."""
+LARGEST_BYTES = 65_531
+"""A netlink attribute holds no more of a packet (NFQNL_MAX_COPY_RANGE)."""
 LONGEST = 65_536
 """More packets than this no queue keeps, whatever is asked of it; each may be as large as 64 KiB."""
 
