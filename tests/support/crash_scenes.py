@@ -26,9 +26,8 @@ from tests.support.undo_sequences import Host
 
 KINDS = (
     "cpu.load", "disk.fill", "disk.io", "dns.answer", "dns.delay", "dns.failure", "memory.load", "network.blackhole",
-    "network.corrupt", "network.duplicate",
-    "network.rate", "network.reorder",
-    "network.flap", "network.latency", "network.loss", "network.port_occupy", "network.reject", "network.reset",
+    "network.corrupt", "network.duplicate", "network.flap", "network.latency", "network.loss", "network.port_occupy",
+    "network.rate", "network.reject", "network.reorder", "network.reset",
     "process.crash_loop", "process.fd_exhaustion", "process.kill", "process.pause", "process.pid_exhaustion",
 )  # fmt: skip
 SCENES = (*KINDS, START, REAP)
