@@ -11,6 +11,7 @@ from brownout_agent.kernel.ip_packets import (
     Datagram,
     Ends,
     Segment,
+    flow_of,
     read,
     write_datagram,
     write_segment,
@@ -126,3 +127,28 @@ def test_a_segments_end_counts_its_fin_and_wraps() -> None:
 def test_what_a_host_sends_to_itself_stays_there(source: str, destination: str, stays: bool) -> None:
     family = socket.AF_INET6 if ":" in source else socket.AF_INET
     assert Ends(socket.inet_pton(family, source), 1, socket.inet_pton(family, destination), 53).stays_here is stays
+
+
+# ---- flows ------------------------------------------------------------------------------------------------------
+
+V4_HEADER = bytes.fromhex("45000028000040004006f97d0a0000010a000002")
+V6_HEADER = bytes.fromhex("6000000000140640" + "fd" + "00" * 14 + "01" + "fd" + "00" * 14 + "02")
+
+
+def test_a_flow_is_told_by_addresses_protocol_and_ports_only() -> None:
+    ports = bytes.fromhex("c0001538")
+    for header in (V4_HEADER, V6_HEADER):
+        other_identification = (
+            header[:4] + b"\xff\xff" + header[6:] if header is V4_HEADER else header[:1] + b"\x01" + header[2:]
+        )
+        assert flow_of(header + ports + b"1234") == flow_of(other_identification + ports + b"9999")
+        assert flow_of(header + ports) != flow_of(header + bytes.fromhex("c0011538"))
+    udp = V4_HEADER[:9] + b"\x11" + V4_HEADER[10:]
+    assert flow_of(udp + ports) != flow_of(V4_HEADER + ports)
+    ping = V4_HEADER[:9] + b"\x01" + V4_HEADER[10:]
+    assert flow_of(ping + b"\x08\x00\x11\x11") == flow_of(ping + b"\x08\x00\x22\x22")
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_of_some_flow(start: bytes) -> None:
+    assert isinstance(flow_of(start), bytes)

@@ -8,7 +8,7 @@ import statistics
 from typing import Any
 
 import pytest
-from brownout_agent.faults.network_delays import Delays, Draws, Line, flow_of
+from brownout_agent.faults.network_delays import Delays, Draws, Line
 from brownout_agent.faults.network_latency import LatencyParameters, judge_latency
 from brownout_agent.faults.network_queue import judge_passed
 from brownout_agent.faults.network_scope import Scope
@@ -114,29 +114,6 @@ def test_with_reorder_packets_of_a_flow_overtake_one_another() -> None:
     gone = let_go(line, 100 * MS)
     assert sorted(gone) == [*range(50)]
     assert gone != sorted(gone)
-
-
-V4 = bytes.fromhex("45000028000040004006f97d0a0000010a000002")
-V6 = bytes.fromhex("6000000000140640" + "fd" + "00" * 14 + "01" + "fd" + "00" * 14 + "02")
-
-
-def test_a_flow_is_told_by_addresses_protocol_and_ports_only() -> None:
-    ports = bytes.fromhex("c0001538")
-    for header in (V4, V6):
-        other_identification = (
-            header[:4] + b"\xff\xff" + header[6:] if header is V4 else header[:1] + b"\x01" + header[2:]
-        )
-        assert flow_of(header + ports + b"1234") == flow_of(other_identification + ports + b"9999")
-        assert flow_of(header + ports) != flow_of(header + bytes.fromhex("c0011538"))
-    udp = V4[:9] + b"\x11" + V4[10:]
-    assert flow_of(udp + ports) != flow_of(V4 + ports)
-    ping = V4[:9] + b"\x01" + V4[10:]
-    assert flow_of(ping + b"\x08\x00\x11\x11") == flow_of(ping + b"\x08\x00\x22\x22")
-
-
-@given(st.binary(max_size=60))
-def test_any_bytes_are_of_some_flow(start: bytes) -> None:
-    assert isinstance(flow_of(start), bytes)
 
 
 # ---- parameters -------------------------------------------------------------------------------------------------

@@ -122,19 +122,3 @@ class Line:
     def next_due_ns(self) -> int | None:
         """When the next one is due; None when none waits."""
         return self._waiting[0].due_ns if self._waiting else None
-
-
-def flow_of(start: bytes) -> bytes:
-    """Addresses, protocol and ports of a packet, of its first FLOW_BYTES. Where there are none it is by addresses only:
-    of fragments, and behind options and extension headers, two flows may be taken for one, or one for two.
-    """
-    is_v6 = start[:1] >= b"\x60"
-    protocol, addresses, ports = (6, 8, 40) if is_v6 else (9, 12, 20)
-    has_ports = start[protocol : protocol + 1] in _WITH_PORTS
-    return start[protocol : protocol + 1] + start[addresses : ports + (4 if has_ports else 0)]
-
-
-FLOW_BYTES = 44
-"""An IPv6 header and two ports."""
-_WITH_PORTS = frozenset({b"\x06", b"\x11"})
-"""TCP and UDP."""

@@ -21,10 +21,11 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from brownout_agent.faults.contract import DurationMs, Effect, Host, Meter, Percent, Record
-from brownout_agent.faults.network_delays import FLOW_BYTES, Delays, Distribution, Line, flow_of
+from brownout_agent.faults.network_delays import Delays, Distribution, Line
 from brownout_agent.faults.network_queue import PACKETS_PER_S, QueueFault, QueueMeter, judge_passed
 from brownout_agent.faults.network_scope import NetworkParameters, Scope
 from brownout_agent.faults.network_tally import HELD_NAMES, Held, HeldTally
+from brownout_agent.kernel.ip_packets import FLOW_WITHIN_BYTES, flow_of
 from brownout_agent.kernel.packet_queue import Packet, PacketQueue
 
 _LONGEST_MS = 30_000
@@ -89,7 +90,7 @@ class NetworkLatency(QueueFault[LatencyParameters]):
         return parameters.delays.longest_ms
 
     def start_bytes(self, parameters: LatencyParameters) -> int:
-        return FLOW_BYTES if parameters.jitter else 0
+        return FLOW_WITHIN_BYTES if parameters.jitter else 0
 
     def measure(self, record: Record[LatencyParameters], host: Host) -> Meter:
         return _LatencyMeter(record)

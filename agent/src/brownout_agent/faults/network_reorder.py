@@ -23,10 +23,10 @@ from typing import Annotated, NamedTuple
 from pydantic import Field, model_validator
 
 from brownout_agent.faults.contract import DurationMs, Effect, Host, Meter, Percent, Record
-from brownout_agent.faults.network_delays import FLOW_BYTES, flow_of
 from brownout_agent.faults.network_queue import RECEIVED, QueueFault, QueueMeter, judge_passed
 from brownout_agent.faults.network_scope import NetworkParameters, Scope
 from brownout_agent.faults.network_share import judge_share
+from brownout_agent.kernel.ip_packets import FLOW_WITHIN_BYTES, flow_of
 from brownout_agent.kernel.packet_queue import Packet, PacketQueue
 from brownout_agent.kernel.tally import Tally
 
@@ -129,7 +129,7 @@ class NetworkReorder(QueueFault[ReorderParameters]):
         return parameters.delay
 
     def start_bytes(self, parameters: ReorderParameters) -> int:
-        return FLOW_BYTES
+        return FLOW_WITHIN_BYTES
 
     def measure(self, record: Record[ReorderParameters], host: Host) -> Meter:
         return _ReorderMeter(record)

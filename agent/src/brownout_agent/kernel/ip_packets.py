@@ -1,6 +1,7 @@
 """IP packets that carry UDP or TCP, read from bytes and made of values (RFC 791, 8200, 768, 9293). Pure.
 
-Read strictly: what is not whole, is a fragment or has IPv6 extension headers is not read at all.
+Read strictly: what is not whole, is a fragment or has IPv6 extension headers is not read at all. The length and the
+flow of a packet are told of any.
 """
 
 import struct
@@ -11,6 +12,9 @@ _TCP, _UDP = 6, 17
 _FRAGMENT = 0x3FFF
 """More fragments, and the offset. "Don't fragment" is the bit above."""
 _IPV6_HEADER = 40
+LENGTH_WITHIN_BYTES, FLOW_WITHIN_BYTES = 6, _IPV6_HEADER + 4
+"""The flow: up to the two ports behind an IPv6 header."""
+_WITH_PORTS = frozenset({bytes([_TCP]), bytes([_UDP])})
 _HOPS = 64
 _WINDOW = 65_535
 _TIMESTAMPS, _TIMESTAMPS_BYTES, _END, _NO_OPERATION = 8, 10, 0, 1
@@ -70,7 +74,15 @@ def length_of(start: bytes) -> int:
     return int.from_bytes(start[2:4])
 
 
-LENGTH_WITHIN_BYTES = 6
+def flow_of(start: bytes) -> bytes:
+    """Addresses, protocol and ports of a packet, of its first FLOW_WITHIN_BYTES. Where there are no ports it is by
+    addresses only: of fragments, and behind options and extension headers, two flows may be taken for one, or one for
+    two.
+    """
+    is_v6 = start[:1] >= b"\x60"
+    protocol, addresses, ports = (6, 8, 40) if is_v6 else (9, 12, 20)
+    has_ports = start[protocol : protocol + 1] in _WITH_PORTS
+    return start[protocol : protocol + 1] + start[addresses : ports + (4 if has_ports else 0)]
 
 
 def read(packet: bytes) -> Datagram | Segment | None:
