@@ -49,7 +49,7 @@ POLICY = """
 version: 1
 environment: staging
 faults: {"*": {allow: true, max_seconds: 120}}
-limits: {concurrent: 32}
+limits: {concurrent: 64}
 """
 _AT_ONCE = 3
 """Faults that are begun side by side: more on a machine with two cores, and a trial of the control path times out."""
