@@ -6,9 +6,10 @@ to this host through `lo`, just behind it: what listens to one interface only ne
 for, in each direction: with `both` a request and its answer may both come twice.
 
 **A copy is a packet like others**, to other faults (it may be lost, or late; of a packet that is late already, once
-more) and to the host's rules, but for three things. Connection tracking leaves it alone, so address translation on this
-host does too: where its packet goes to another address than the program wrote (a Kubernetes service), the copy goes to
-the one that was written. It belongs to no socket, so that no rule knows its user. And it carries a mark.
+more) and to the host's rules, but for three things. Connection tracking leaves it alone: rules that ask for a state see
+`untracked`, and address translation on this host passes it by, so that where its packet goes to another address than
+the program wrote (a Kubernetes service), the copy goes to the one that was written. It belongs to no socket, so that no
+rule knows its user. And it carries a mark.
 
 **Marks.** Rules of one table tell those of another one by the upper half of a packet's mark (`meta mark`) that it is to
 be copied; the packet itself has its own mark back before any other rule sees it. Packets whose upper half is in use
