@@ -12,9 +12,9 @@ the program wrote (a Kubernetes service), the copy goes to the one that was writ
 rule knows its user. And it carries a mark.
 
 **Marks.** Rules of one table tell those of another one by the upper half of a packet's mark (`meta mark`) that it is to
-be copied; the packet itself has its own mark back before any other rule sees it. Packets whose upper half is in use
-already, by others, are neither copied nor counted. Copies are not copied again: of two such faults that mean
-one packet, one has it.
+be copied; the packet itself has its own mark back before rules of a later priority see it. Packets whose upper half is
+in use already, by others, are neither copied nor counted. Copies are not copied again: of two such faults that mean one
+packet, one has it.
 
 What counts as a packet is what passes the host's input and output hooks: a burst that the network card splits or merges
 (TSO, GRO) is one, and is copied as one. Of packets that arrive those for an address of this host are meant, not
