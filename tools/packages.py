@@ -37,6 +37,8 @@ TEST = {
     "glewlwyd": "glewlwyd",
     "dnsmasq": "dnsmasq-base",
     "dig": "bind9-dnsutils",
+    "mkfs.btrfs": "btrfs-progs",
+    "mkfs.xfs": "xfsprogs",
     "sqlite3": "dbconfig-sqlite3",  # brings sqlite3 along, and keeps apt from choosing MariaDB's for glewlwyd
     **WATCHERS,
     **HOSTS,

@@ -28,8 +28,10 @@ VICTIM = "{victim}"
 FAULTS: dict[str, dict[str, Any]] = {
     "cpu.load": {"percent": 5, "of": "own", "cores": "0", "nice": -5},
     "memory.load": {"size": "16MiB"},
+    "memory.leak": {"rate": "1MiB/s", "size": "16MiB"},
     "disk.io": {"write": "1MiB/s", "file_size": "1MiB", "path": PRIVATE},
     "disk.fill": {"size": "4MiB", "path": PRIVATE},
+    "disk.inodes": {"count": 50, "path": PRIVATE},
     "network.blackhole": {"to": "127.0.0.77", "port": 9},
     "dns.failure": {"names": "*.brownout.test"},
     "dns.delay": {"names": "*.brownout.test", "delay": "20ms"},

@@ -114,14 +114,18 @@ def test_a_fingerprint_tells_of_folders_where_a_disk_fault_may_work_and_of_no_ot
     bounded(tmp_path, told)
 
 
-@pytest.mark.parametrize("kind", ["disk.fill", "disk.io"])
+@pytest.mark.parametrize("kind", ["disk.fill", "disk.inodes", "disk.io"])
 def test_a_folder_that_is_swapped_for_a_link_after_it_was_judged_is_not_worked_in(tmp_path: Path, kind: str) -> None:
     """Whoever owns a folder above it can swap it at any moment: here between the judgement and the fault."""
     inside, outside = tmp_path / "allowed/mine", tmp_path / "outside"
     inside.mkdir(parents=True)
     outside.mkdir()
-    amount = {"size": "1MiB"} if kind == "disk.fill" else {"write": "1MiB/s", "file_size": "1MiB"}
-    parameters = {"path": str(inside), **amount}
+    amounts: dict[str, dict[str, object]] = {
+        "disk.fill": {"size": "1MiB"},
+        "disk.inodes": {"count": 1},
+        "disk.io": {"write": "1MiB/s", "file_size": "1MiB"},
+    }
+    parameters = {"path": str(inside), **amounts[kind]}
 
     async def told() -> None:
         fault = catalogue()[kind]

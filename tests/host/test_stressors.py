@@ -29,6 +29,7 @@ pytestmark = [
 STRESSORS: dict[str, dict[str, Any]] = {
     "cpu.load": {"percent": 5, "cores": "0", "nice": -5},
     "memory.load": {"size": "32MiB"},
+    "memory.leak": {"rate": "20MiB/s", "size": "32MiB"},
     "disk.io": {"write": "1MiB/s", "read": "1MiB/s", "file_size": "4MiB"},
 }
 every_stressor = pytest.mark.parametrize("kind", STRESSORS)

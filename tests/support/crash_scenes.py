@@ -25,9 +25,9 @@ from tests.support.crash_points import CALLER, INJECTOR, REAP, START, WATCHDOG, 
 from tests.support.undo_sequences import Host
 
 KINDS = (
-    "cpu.load", "disk.fill", "disk.io", "dns.answer", "dns.delay", "dns.failure", "memory.load", "network.blackhole",
-    "network.corrupt", "network.duplicate", "network.flap", "network.latency", "network.loss", "network.port_occupy",
-    "network.rate", "network.reject", "network.reorder", "network.reset",
+    "cpu.load", "disk.fill", "disk.inodes", "disk.io", "dns.answer", "dns.delay", "dns.failure", "memory.leak",
+    "memory.load", "network.blackhole", "network.corrupt", "network.duplicate", "network.flap", "network.latency",
+    "network.loss", "network.port_occupy", "network.rate", "network.reject", "network.reorder", "network.reset",
     "process.crash_loop", "process.fd_exhaustion", "process.kill", "process.pause", "process.pid_exhaustion",
 )  # fmt: skip
 SCENES = (*KINDS, START, REAP)
@@ -64,10 +64,12 @@ def parameters_of(host: Host, kind: str) -> dict[str, Any]:
     by_kind: dict[str, dict[str, Any]] = {
         "cpu.load": {"percent": 1, "of": "own", "cores": "0"},
         "disk.fill": {"size": "20MiB", **disk},
+        "disk.inodes": {"count": 20, **disk},
         "disk.io": {"write": "1MiB/s", "file_size": "4MiB", **disk},
         "dns.answer": {"names": "*.brownout.test", "to": "127.0.0.1"},
         "dns.delay": {"names": "*.brownout.test", "delay": "20ms"},
         "dns.failure": {"names": "*.brownout.test"},
+        "memory.leak": {"rate": "1MiB/s", "size": "16MiB"},
         "memory.load": {"size": "16MiB"},
         "network.blackhole": {"to": "127.0.0.9", "port": 9999},
         "network.corrupt": {"to": "127.0.0.14", "percent": 50},

@@ -13,13 +13,21 @@ _CLONE_NEWNS = 0x20000
 
 
 @contextmanager
-def ext4(folder: Path, size_bytes: int) -> Iterator[Path]:
-    """An empty ext4 without reserved blocks, mounted below `folder` while inside."""
+def ext4(folder: Path, size_bytes: int, inodes: int | None = None) -> Iterator[Path]:
+    """An empty ext4 without reserved blocks, mounted below `folder` while inside; with about so many inodes."""
+    count = ["-N", str(inodes)] if inodes else []
+    with made_by(["mkfs.ext4", "-q", "-m", "0", *count], folder, size_bytes) as mount_point:
+        yield mount_point
+
+
+@contextmanager
+def made_by(mkfs: list[str], folder: Path, size_bytes: int) -> Iterator[Path]:
+    """An empty file system of this program, mounted below `folder` while inside."""
     image, mount_point = folder / "image", folder / "disk"
     with image.open("wb") as file:
         file.truncate(size_bytes)
     mount_point.mkdir()
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True, capture_output=True)
+    subprocess.run([*mkfs, str(image)], check=True, capture_output=True)
     subprocess.run(["mount", "-o", "loop", str(image), str(mount_point)], check=True, capture_output=True)
     try:
         yield mount_point

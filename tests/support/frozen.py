@@ -163,8 +163,10 @@ async def all_on(client: Client, folder: Path) -> list[FrozenFault]:
     orders: dict[str, dict[str, Any]] = {
         "cpu.load": {"percent": 1, "of": "own", "cores": "0"},
         "memory.load": {"size": "16MiB"},
+        "memory.leak": {"rate": "1MiB/s", "size": "16MiB"},
         "disk.io": {"write": "1MiB/s", "file_size": "1MiB", "path": str(folder)},
         "disk.fill": {"size": "1MiB", "path": str(folder)},
+        "disk.inodes": {"count": 10, "path": str(folder)},
         "network.blackhole": {"to": "127.0.0.9", "port": "9"},
         "network.corrupt": {"to": "127.0.0.14", "percent": 50},
         "network.duplicate": {"to": "127.0.0.12", "percent": 50},

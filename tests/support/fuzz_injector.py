@@ -33,7 +33,9 @@ _ECHO = " echo "
 _ORDERS: dict[str, dict[str, object]] = {
     "cpu.load": {"percent": 5, "of": "own", "cores": "0"},
     "disk.fill": {"size": "1MiB", "path": "/tmp"},
+    "disk.inodes": {"count": 10, "path": "/tmp"},
     "disk.io": {"write": "1MiB/s", "file_size": "4MiB", "path": "/tmp"},
+    "memory.leak": {"rate": "1MiB/s", "size": "16MiB"},
     "memory.load": {"size": "16MiB"},
     "network.blackhole": {"to": "127.0.0.9", "port": 9999},
     "dns.answer": {"names": "*.brownout.test", "to": "127.0.0.1"},

@@ -290,8 +290,10 @@ def _choose(host: Host, rng: random.Random) -> list[tuple[str, dict[str, Any]]]:
     others: list[tuple[str, dict[str, Any]]] = [
         ("cpu.load", {"percent": 1, "of": "own", "cores": "0"}),
         ("memory.load", {"size": "16MiB"}),
+        ("memory.leak", {"rate": f"{rng.randint(1, 100)}MiB/s", "size": "16MiB"}),
         ("disk.io", {"write": "1MiB/s", "file_size": "4MiB", **disk}),
         ("disk.fill", {"size": f"{rng.randint(1, 200)}MiB", **disk}),
+        ("disk.inodes", {"count": rng.randint(1, 20_000), **disk}),
         ("network.blackhole", {"to": "127.0.0.9", "port": rng.randint(1024, 9999)}),
         ("dns.answer", {"names": "*.brownout.test", "to": "127.0.0.1"}),
         ("dns.delay", {"names": "*.brownout.test", "delay": f"{rng.randint(1, 2_000)}ms"}),

@@ -1,7 +1,8 @@
 """memory.load without taking memory: parameters, the size to hold next, and reading what the kernel says."""
 
 import pytest
-from brownout_agent.faults.memory_load import MemoryLoadParameters, default_reserve, next_size
+from brownout_agent.faults.memory_load import MemoryLoadParameters
+from brownout_agent.faults.memory_room import default_reserve, next_size
 from brownout_agent.kernel.memory import PAGE_BYTES, parse_meminfo, parse_smaps
 from hypothesis import given
 from hypothesis import strategies as st

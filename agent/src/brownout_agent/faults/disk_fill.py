@@ -11,7 +11,6 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 
 from brownout_agent.faults.contract import (
-    ABLE,
     Capability,
     Effect,
     Facts,
@@ -25,8 +24,8 @@ from brownout_agent.faults.contract import (
     Refusal,
     SizeBytes,
 )
-from brownout_agent.faults.disk_folder import locate
-from brownout_agent.kernel.disks import open_unnamed, remedy_for
+from brownout_agent.faults.disk_folder import can_hold_unnamed, locate_for_unnamed
+from brownout_agent.kernel.disks import open_unnamed
 from brownout_agent.quantities import format_size
 
 _MIB = 2**20
@@ -58,19 +57,10 @@ class DiskFill(Fault[DiskFillParameters]):
     bounds: ClassVar[frozenset[str]] = frozenset({"paths"})
 
     def detect(self, host: Host) -> Capability:
-        try:
-            os.close(os.open(host.scratch, os.O_TMPFILE | os.O_RDWR, 0o600))
-        except OSError as error:
-            return Capability(False, f"no unnamed file in {host.scratch}: {error.strerror}", "use ext4, xfs or btrfs")
-        return ABLE
+        return can_hold_unnamed(host)
 
     def prepare(self, parameters: DiskFillParameters, host: Host) -> Facts:
-        folder = locate(parameters.path, host)
-        try:
-            os.close(open_unnamed(folder))
-        except OSError as error:
-            remedy = remedy_for(error, "use ext4, xfs or btrfs")
-            raise Refusal(f"{folder} takes no unnamed file: {error.strerror}", remedy) from error
+        folder = locate_for_unnamed(parameters.path, host)
         free, total = _free_and_total(folder)
         take = _to_take(parameters, free, total)
         if take <= 0:

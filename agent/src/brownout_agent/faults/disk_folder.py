@@ -3,8 +3,34 @@
 import os
 from pathlib import Path
 
-from brownout_agent.faults.contract import Host, Refusal
+from brownout_agent.faults.contract import ABLE, Capability, Host, Refusal
+from brownout_agent.kernel.disks import open_unnamed, remedy_for
 from brownout_agent.kernel.folders import is_below
+
+_REMEDY = "use ext4, xfs or btrfs"
+
+
+def can_hold_unnamed(host: Host) -> Capability:
+    """Whether files without a name (O_TMPFILE) can be had here, by making one in the scratch folder."""
+    try:
+        os.close(os.open(host.scratch, os.O_TMPFILE | os.O_RDWR, 0o600))
+    except OSError as error:
+        return Capability(False, f"no unnamed file in {host.scratch}: {error.strerror}", _REMEDY)
+    return ABLE
+
+
+def locate_for_unnamed(path: str, host: Host) -> str:
+    """As `locate`, of a folder that takes files without a name.
+
+    Raises:
+        Refusal: also when it takes none.
+    """
+    folder = locate(path, host)
+    try:
+        os.close(open_unnamed(folder))
+    except OSError as error:
+        raise Refusal(f"{folder} takes no unnamed file: {error.strerror}", remedy_for(error, _REMEDY)) from error
+    return folder
 
 
 def locate(path: str, host: Host) -> str:
