@@ -1,12 +1,15 @@
 """disk.io on a real disk, judged from /proc/PID/io, the folder and the file system by the test itself."""
 
 import asyncio
+import itertools
 import os
+import re
 import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from brownout_agent.faults import catalogue
@@ -74,6 +77,64 @@ def test_nothing_runs_on_after_the_holder_was_killed(disk_folder: str) -> None:
             send_signal(fault.holder.key, signal.SIGKILL)
             await fault.holder.died()
             wait_until(lambda: not any(is_alive(process) for process in processes), "its workers are dead", 1.0)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.root
+@NEEDS_ROOT
+def test_requests_come_at_the_asked_rate_to_random_places_and_the_kernel_sees_each(disk_folder: str) -> None:
+    async def scenario() -> list[int]:
+        asked: dict[str, Any] = {"read_iops": 200, "block": "8KiB", "pattern": "random", "file_size": "4MiB"}
+        async with held("disk.io", path=disk_folder, **asked) as fault:
+            (worker,) = (pair[0] for pair in fault.record.facts["workers"].values())
+            argv = ["strace", "-qq", "-e", "trace=preadv,preadv2", "-p", str(worker)]
+            tracer = await asyncio.create_subprocess_exec(*argv, stderr=asyncio.subprocess.PIPE)
+            before = moved_bytes(worker)
+            await asyncio.sleep(3)
+            after = moved_bytes(worker)
+            fault.meter.sample()
+            effect = fault.meter.effect()
+            tracer.send_signal(signal.SIGINT)
+            _, said = await tracer.communicate()
+        assert (after["syscr"] - before["syscr"]) / 3 == pytest.approx(200, rel=0.1)
+        assert (after["read_bytes"] - before["read_bytes"]) / 3 == pytest.approx(200 * 8192, rel=0.1)
+        assert effect.asked == 200 * 8192
+        assert "requests of 8 KiB a second" in effect.explanation
+        assert "at random places" in effect.explanation
+        return [int(place) for place in re.findall(r"iov_len=8192}\], 1, (\d+)", said.decode())]
+
+    places = asyncio.run(scenario())
+    assert len(places) > 200
+    assert all(place % 8192 == 0 and 0 <= place < 4 * MIB for place in places)
+    assert len({*places}) > 150, "of 512 places"
+    follow = sum(after == before + 8192 for before, after in itertools.pairwise(places))
+    assert follow < len(places) / 20
+
+
+@pytest.mark.root
+@NEEDS_ROOT
+@pytest.mark.parametrize("fsync", [True, False])
+def test_with_fsync_the_disk_is_told_to_flush_for_every_write(small_disk: Path, fsync: bool) -> None:
+    def flushes() -> int:
+        """Flush requests completed, the 16th number of /sys/block/NAME/stat (Documentation/block/stat.rst)."""
+        number = small_disk.stat().st_dev
+        return int(Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat").read_text().split()[15])
+
+    async def scenario() -> None:
+        asked: dict[str, Any] = {"write_iops": 50, "block": "4KiB", "file_size": "4MiB", "fsync": fsync}
+        async with held("disk.io", path=str(small_disk), **asked) as fault:
+            worker = fault.record.facts["workers"]["write"][0]
+            before, writes_before = flushes(), moved_bytes(worker)["syscw"]
+            await asyncio.sleep(3)
+            flushed, written = flushes() - before, moved_bytes(worker)["syscw"] - writes_before
+            fault.meter.sample()
+            assert ("each write followed by fsync" in fault.meter.effect().explanation) == fsync
+        assert written == pytest.approx(150, rel=0.15)
+        if fsync:
+            assert flushed >= written * 0.95
+        else:
+            assert flushed <= written / 5
 
     asyncio.run(scenario())
 

@@ -1,21 +1,26 @@
 """disk.io: read from and write to a disk at a steady rate.
 
-One worker for each direction reads or writes one block after the other, round and round in an unnamed file, each block
-at its own absolute due time, past the page cache (O_DIRECT). Where the file system refuses O_DIRECT, writes are
-followed by fdatasync(2) and reads drop their pages first, and the effect says so. The file is filled with random bytes
-beforehand, since holes and zeros never reach a disk.
+One worker for each direction reads or writes one block after the other, round and round in an unnamed file or at random
+places of it, each block at its own absolute due time, past the page cache (O_DIRECT). Where the file system refuses
+O_DIRECT, writes are followed by fdatasync(2) and reads drop their pages first, and the effect says so. The file is
+filled with random bytes beforehand, since holes and zeros never reach a disk.
+
+A rate is in bytes or in requests a second; the latter is the former divided by the size of a block, and is kept as
+bytes, so that a policy's ceiling for the one holds for the other.
 """
 
 import functools
 import itertools
 import mmap
 import os
+import random
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, NoReturn, Self
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from brownout_agent.faults.contract import (
     ABLE,
@@ -44,9 +49,21 @@ from brownout_agent.kernel.disks import (
     storage_bytes,
 )
 from brownout_agent.kernel.processes import ProcessKey
-from brownout_agent.quantities import format_size
+from brownout_agent.quantities import format_size, parse_size_bytes
 
 Direction = Literal["read", "write"]
+Pattern = Literal["sequential", "random"]
+Transfer = Callable[[ScratchFile, mmap.mmap, int], None]
+MOST_REQUESTS_PER_S = 1_000_000
+
+
+def _parse_requests_per_s(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is not a number of requests a second; write it like 500")
+    return value
+
+
+RequestsPerS = Annotated[int, BeforeValidator(_parse_requests_per_s), Field(ge=1, le=MOST_REQUESTS_PER_S)]
 
 TOLERANCE = 0.05
 """A mean rate further from the asked one than this share of it is not proved."""
@@ -60,6 +77,16 @@ _FILL_WITHIN_S = 15.0
 class DiskIoParameters(FaultParameters):
     read: ByteRate | None = Field(default=None, gt=0, description="how fast to read, like 20MiB/s")
     write: ByteRate | None = Field(default=None, gt=0, description="how fast to write, like 20MiB/s")
+    read_iops: RequestsPerS | None = Field(
+        default=None, description="how fast to read, in requests a second of `block` each; in place of `read`"
+    )
+    write_iops: RequestsPerS | None = Field(
+        default=None, description="how fast to write, in requests a second of `block` each; in place of `write`"
+    )
+    pattern: Pattern = Field(
+        default="sequential", description="sequential, or random: each block at a random place of the working set"
+    )
+    fsync: bool = Field(default=False, description="true: each write waits for fsync(2), as a database's commit does")
     path: str | None = Field(
         default=None, description="a folder on the disk that is meant; the agent's scratch folder if left out"
     )
@@ -73,6 +100,25 @@ class DiskIoParameters(FaultParameters):
         default=64 * _MIB, ge=_MIB, le=4096 * _MIB, description="the working set on disk, like 64MiB; 1MiB to 4GiB"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _requests_as_bytes(cls, written: Any) -> Any:
+        """A rate in requests is one in bytes as well. What is no number or no size is for its own field to refuse."""
+        if not isinstance(written, dict):
+            return written
+        rates: dict[str, str] = {}
+        for way in ("read", "write"):
+            requests = written.get(f"{way}_iops")
+            if requests is None:
+                continue
+            if written.get(way) is not None:
+                raise ValueError(f"give `{way}` or `{way}_iops`, not both")
+            if "block" not in written:
+                raise ValueError(f"`{way}_iops` needs the size of a request, like `block: 4KiB`")
+            if isinstance(requests, int | float) and 1 <= requests <= MOST_REQUESTS_PER_S:
+                rates[way] = f"{int(requests * parse_size_bytes(written['block']))}B/s"
+        return {**written, **rates}
+
     @field_validator("path")
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
@@ -84,6 +130,8 @@ class DiskIoParameters(FaultParameters):
     def _consistent(self) -> Self:
         if self.read is None and self.write is None:
             raise ValueError("give `read`, `write` or both, like `write: 20MiB/s`")
+        if self.fsync and self.write is None:
+            raise ValueError("`fsync` is about writes; give `write`, or leave it out")
         if self.block is not None and self.block % ALIGNMENT_BYTES:
             raise ValueError(f"`block` is {self.block} bytes and must be a multiple of 4KiB, as direct I/O wants it")
         if self.block is not None and self.block > self.file_size:
@@ -144,7 +192,9 @@ class DiskIo(Stressor[DiskIoParameters]):
         except OSError as error:
             raise Refusal(f"cannot fill a working set in {facts['folder']}: {error.strerror}") from error
         workers = {
-            direction: hold.fork(as_stressor(functools.partial(_work, file, direction, rate_bps, parameters)))
+            direction: hold.fork(
+                as_stressor(functools.partial(_work, file, direction, rate_bps, parameters, hold.fault_id))
+            )
             for direction, rate_bps in rates.items()
         }
         become_stressor()
@@ -176,6 +226,15 @@ def next_due_s(due_s: float, interval_s: float, now_s: float) -> float:
     return max(due_s + interval_s, now_s - _DEBT_KEPT_S)
 
 
+def offsets(pattern: Pattern, file_size: int, block: int, seed: str) -> Iterator[int]:
+    """Where one block after the other begins; it has no end. Pure: one seed, one order."""
+    places = range(0, file_size - block + 1, block)
+    if pattern == "sequential":
+        return itertools.cycle(places)
+    chooser = random.Random(seed)  # noqa: S311 - nothing is to be kept secret
+    return (chooser.choice(places) for _ in itertools.count())
+
+
 def _fill(file: ScratchFile, size: int) -> None:
     buffer = _random_pages(_MIB)
     late_s = time.monotonic() + _FILL_WITHIN_S
@@ -196,17 +255,19 @@ def _random_pages(length: int) -> mmap.mmap:
     return buffer
 
 
-def _work(file: ScratchFile, direction: Direction, rate_bps: int, parameters: DiskIoParameters) -> NoReturn:
-    transfer = _read if direction == "read" else _write
+def _work(
+    file: ScratchFile, direction: Direction, rate_bps: int, parameters: DiskIoParameters, fault_id: str
+) -> NoReturn:
+    transfer: Transfer = _read if direction == "read" else _write_synced if parameters.fsync else _write
     block = block_bytes(parameters, rate_bps)
     buffer = _random_pages(block)
     due_s = time.monotonic()
-    for offset in itertools.cycle(range(0, parameters.file_size - block + 1, block)):
+    for offset in offsets(parameters.pattern, parameters.file_size, block, f"{fault_id} {direction}"):
         transfer(file, buffer, offset)
         now_s = time.monotonic()
         due_s = next_due_s(due_s, block / rate_bps, now_s)
         time.sleep(max(due_s - now_s, 0.0))
-    raise AssertionError("a cycle over at least one offset has no end")
+    raise AssertionError("there is always another block")
 
 
 def _read(file: ScratchFile, buffer: mmap.mmap, offset: int) -> None:
@@ -220,6 +281,11 @@ def _write(file: ScratchFile, buffer: mmap.mmap, offset: int) -> None:
     os.pwrite(file.descriptor, buffer, offset)
     if not file.is_direct:
         os.fdatasync(file.descriptor)
+
+
+def _write_synced(file: ScratchFile, buffer: mmap.mmap, offset: int) -> None:
+    os.pwrite(file.descriptor, buffer, offset)
+    os.fsync(file.descriptor)
 
 
 # ---- the meter --------------------------------------------------------------------------------------------------
@@ -272,11 +338,8 @@ class DiskMeter(Meter):
             for before, now in zip(self._readings, self._readings[1:], strict=False)
         ]
         reasons = [reason for way in rates if (reason := self._why_not(way, rates[way], asked_bps[way], seconds))]
-        said = " and ".join(
-            f"{way} {format_size(rate)}/s of {format_size(asked_bps[way])}/s" for way, rate in rates.items()
-        )
-        how = "past the page cache" if self.is_direct else "through the page cache, synced, for want of O_DIRECT"
-        explanation = f"At the storage layer (/proc/PID/io), over {seconds:.1f} s: {said}, {how}."
+        said = " and ".join(self._said(way, rate_bps, asked_bps[way]) for way, rate_bps in rates.items())
+        explanation = f"At the storage layer (/proc/PID/io), over {seconds:.1f} s: {said}, {self._how()}."
         return Effect(
             asked=asked,
             achieved=sum(rates.values()),
@@ -287,6 +350,17 @@ class DiskMeter(Meter):
             lowest=min(windows),
             highest=max(windows),
         )
+
+    def _said(self, way: Direction, rate_bps: float, asked_bps: int) -> str:
+        block = block_bytes(self.parameters, asked_bps)
+        requests = f"{rate_bps / block:.3g} requests of {format_size(block)} a second"
+        return f"{way} {format_size(rate_bps)}/s of {format_size(asked_bps)}/s ({requests})"
+
+    def _how(self) -> str:
+        how = ["past the page cache" if self.is_direct else "through the page cache, synced, for want of O_DIRECT"]
+        how += ["at random places"] if self.parameters.pattern == "random" else []
+        how += ["each write followed by fsync"] if self.parameters.fsync else []
+        return ", ".join(how)
 
     def _why_not(self, way: Direction, rate_bps: float, asked_bps: int, seconds: float) -> str:
         if is_near(rate_bps, asked_bps, block_bytes(self.parameters, asked_bps), seconds):
