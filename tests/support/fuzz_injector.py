@@ -32,10 +32,13 @@ _ECHO = " echo "
 """No id of a fault, so that its stop is refused and nothing is noted: the answer shows that all before was read."""
 _ORDERS: dict[str, dict[str, object]] = {
     "cpu.load": {"percent": 5, "of": "own", "cores": "0"},
+    "cpu.throttle": {"command": "no such process anywhere", "quota": "20%"},
     "disk.fill": {"size": "1MiB", "path": "/tmp"},
     "disk.inodes": {"count": 10, "path": "/tmp"},
     "disk.io": {"write": "1MiB/s", "file_size": "4MiB", "path": "/tmp"},
     "memory.leak": {"rate": "1MiB/s", "size": "16MiB"},
+    "disk.throttle": {"command": "no such process anywhere", "path": "/tmp", "write": "1MiB/s"},
+    "memory.limit": {"command": "no such process anywhere", "limit": "64MiB"},
     "memory.load": {"size": "16MiB"},
     "network.blackhole": {"to": "127.0.0.9", "port": 9999},
     "dns.answer": {"names": "*.brownout.test", "to": "127.0.0.1"},
@@ -53,6 +56,7 @@ _ORDERS: dict[str, dict[str, object]] = {
     "network.reset": {"to": "127.0.0.5", "connections": "both"},
     "process.crash_loop": {"command": "no such process anywhere"},
     "process.fd_exhaustion": {"command": "no such process anywhere"},
+    "process.freeze": {"command": "no such process anywhere"},
     "process.kill": {"command": "no such process anywhere"},
     "process.pause": {"command": "no such process anywhere"},
     "process.pid_exhaustion": {"command": "no such process anywhere"},

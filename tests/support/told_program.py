@@ -1,26 +1,31 @@
 """A program that does as it is told, one word a line, and says what came of it; and a control group for it.
 
 `open` and `close` a descriptor, `start` a child that lives on, start an `orphan` whose parent dies, start a `thread`,
-`spread` a descriptor to number 100.
+`spread` a descriptor to number 100, `take` TAKEN_BYTES of memory, write as many to the file that the first word of its
+command line names and so `cache` them.
 """
 
 import os
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import pytest
 from brownout_agent.kernel import cgroups
 
-from tests.support.polling import wait_until
+from tests.support.control_groups import JOIN, new_group
 
+TAKEN_BYTES = 16 * 2**20
 _PROGRAM = """
 import errno, os, signal, sys, threading
-opened = []
+opened, taken = [], []
+
+def cache():
+    with open(sys.argv[1], "ab") as file:
+        for _ in range(16):
+            file.write(bytes(2**20))
 
 def lives_on():
     pid = os.fork()
@@ -51,6 +56,8 @@ ORDERS = {
     "start": lives_on,
     "orphan": orphan,
     "thread": thread,
+    "take": lambda: taken.append(b"x" * (16 * 2**20)),
+    "cache": cache,
 }
 for line in sys.stdin:
     try:
@@ -85,8 +92,7 @@ class Told:
 @contextmanager
 def told_program(*words: str, group: Path | None = None, user: int | None = None) -> Iterator[Told]:
     """It runs inside, with these words on its command line; at the end it and all that it started are killed."""
-    join = "import os,sys\nopen(sys.argv[1],'w').write('0')\nos.execvp(sys.argv[2],sys.argv[2:])"
-    enter = [] if group is None else [sys.executable, "-S", "-c", join, str(group / "cgroup.procs")]
+    enter = [] if group is None else [sys.executable, "-S", "-c", JOIN, str(group / "cgroup.procs"), "--"]
     argv = [*enter, "/usr/bin/python3", "-I", "-S", "-c", _PROGRAM, *words]
     pipe = subprocess.PIPE
     with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, user=user, group=user) as process:
@@ -112,16 +118,5 @@ def pids_group_of(pid: int) -> Path:
 @contextmanager
 def pids_group() -> Iterator[Path]:
     """A control group of the test's own that counts processes; skips where none can be had."""
-    tree = next((tree for tree in cgroups.pids_trees() if os.access(tree, os.W_OK)), None)
-    group = None if tree is None else tree / f"brownout-test-{uuid.uuid4().hex[:8]}"
-    if group is None:
-        pytest.skip("no control group here counts processes")
-    group.mkdir()
-    try:
-        if not (group / "pids.max").exists():
-            pytest.skip(f"{tree} hands the pids controller to none below it")
+    with new_group("pids", "pids.max") as group:
         yield group
-    finally:
-        wait_until(lambda: not (group / "cgroup.procs").read_text(), "the group is empty")
-        for one in (*group.glob("*/"), group):
-            one.rmdir()

@@ -24,10 +24,12 @@ from brownout_agent.fingerprint import Fingerprint, from_wire
 from brownout_agent.frames import to_value
 from brownout_agent.kernel import own_groups
 from brownout_agent.kernel.cgroups import PREFIX, group_folders
+from brownout_agent.kernel.cgroups import own_groups as groups_of
 from brownout_controller.analysis.residue import find_residue
 from brownout_controller.record import ResidueState
 from brownout_protos.v1 import fault_pb2, injector_pb2
 
+from tests.support.control_groups import JOIN, LIMITS, thaw
 from tests.support.disks import MIB, ext4
 from tests.support.injectors import ACCEPTED, Client, connect, holders, injector
 
@@ -44,7 +46,6 @@ while True:
     os.waitpid(os.spawnv(os.P_NOWAIT, sys.executable, argv), 0)
 """
 """Its own command line does not name what it starts again and again."""
-_JOIN = "import os,sys\nopen(sys.argv[1],'w').write('0')\nos.execvp(sys.argv[2],sys.argv[2:])"
 _FOREIGN_RULES = """
 table inet firewall { chain in { type filter hook input priority 0; tcp dport 9 counter accept; }; }
 table ip brown { set peers { type ipv4_addr; elements = { 10.0.0.1 }; }; }
@@ -59,6 +60,11 @@ for entry in [entries[fault_id] for fault_id in sys.argv[2:]] * 3:
     if left := undo_entry(entry):
         raise SystemExit(f"{entry.kind}: {left}")
 """
+_BY_LIMIT = {
+    "process.pid_exhaustion": "pids", "process.freeze": "freezer", "cpu.throttle": "cpu", "memory.limit": "memory",
+    "disk.throttle": "io",
+}  # fmt: skip
+"""The controller of the victims' group that a fault limits."""
 _TBF = ("rate", "1gbit", "burst", "1mb", "latency", "400ms")
 _STATE_IS_WELL = frozenset("RSDI")
 
@@ -78,8 +84,8 @@ class Host:
     replies: dict[str, fault_pb2.OrderReply] = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
     """The latest about each fault."""
-    group: Path | None = None
-    """The victims' own control group, where groups here count processes."""
+    groups: tuple[Path, ...] = ()
+    """The victims' own control groups, those of LIMITS that can be had here."""
     _life: AsyncExitStack = field(default_factory=AsyncExitStack)
     _children: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
@@ -124,13 +130,13 @@ class Host:
     def spawn_victims(self) -> None:
         """Processes that faults may pause and kill."""
         for _ in range(_VICTIMS):
-            self._spawn(_VICTIM, self.tag, group=self.group)
-        # In no group of ours: it must be able to start another while a fault is on the group of the others.
+            self._spawn(_VICTIM, self.tag, groups=self.groups)
+        # In no group of ours: it must be able to start another while a fault is on the groups of the others.
         self._spawn(_SUPERVISOR, _VICTIM, BROWNOUT_SUPERVISED=self.supervised)
 
-    def _spawn(self, *argv: str, group: Path | None = None, **environment: str) -> None:
+    def _spawn(self, *argv: str, groups: tuple[Path, ...] = (), **environment: str) -> None:
         """Returns when it, or what it has started, is ready. Its pipe stays open: whoever comes back writes to it."""
-        join = [] if group is None else [sys.executable, "-S", "-c", _JOIN, str(group / "cgroup.procs")]
+        join = [sys.executable, "-S", "-c", JOIN, *(str(group / "cgroup.procs") for group in groups), "--"]
         child = subprocess.Popen(
             [*join, *self.inside, sys.executable, "-S", "-c", *argv],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, **environment},
@@ -141,6 +147,8 @@ class Host:
 
     def end_victims(self) -> None:
         """Those that we started, and those that an undo has started again."""
+        for group in self.groups:
+            thaw(group)
         for child in self._children:
             child.kill()  # a supervisor first
         for tag in (self.tag, self.supervised):
@@ -211,12 +219,17 @@ class Host:
         return states
 
     def _limits(self) -> Iterator[str]:
-        """Of the victims' descriptors, and of their group's processes."""
+        """Of the victims' descriptors, and of their control groups."""
         for pid in [*self.victims(), *self.victims(self.supervised)]:
             with suppress(ProcessLookupError):
                 yield f"descriptors {resource.prlimit(pid, resource.RLIMIT_NOFILE)}"
-        if self.group is not None:
-            yield f"processes {(self.group / 'pids.max').read_text()}"
+        for file in self.limit_files():
+            yield f"{file.name} {file.read_text().strip()}"
+
+    def limit_files(self, *controllers: str) -> list[Path]:
+        """The control files by which faults limit the victims' groups, of these controllers if any are named."""
+        names = [name for controller in controllers or LIMITS for name in LIMITS[controller]]
+        return [group / name for group in self.groups for name in names if (group / name).exists()]
 
     def _groups(self) -> list[str]:
         """Our control groups that name a fault of this host."""
@@ -244,7 +257,7 @@ async def undo_host(folder: Path, under: tuple[str, ...] = ()) -> AsyncIterator[
             host.run("ip", "link", "set", "lo", "up")
             host.run("tc", "qdisc", "add", "dev", "lo", "root", "handle", "7:", "tbf", *_TBF)
             host.run("nft", "-f", "-", stdin=_FOREIGN_RULES)
-            host.group = make_pids_group()
+            host.groups = make_groups()
             host.spawn_victims()
             await host.start()
             try:
@@ -255,19 +268,22 @@ async def undo_host(folder: Path, under: tuple[str, ...] = ()) -> AsyncIterator[
             host.end_victims()
             keeper.kill()
             await keeper.wait()
-            if host.group is not None:
-                host.group.rmdir()
+            for group in host.groups:
+                group.rmdir()
 
 
-def make_pids_group() -> Path | None:
-    """A group that counts processes, where one of ours would be; None where none can be had."""
-    for parent in own_groups.parents():
+def make_groups() -> tuple[Path, ...]:
+    """A group with each controller of LIMITS, beside this process or where one of ours would be; what can be had."""
+    own = {group for controller in LIMITS for group in groups_of(os.getpid(), controller)}
+    made = []
+    for parent in sorted(own | {*own_groups.parents()}):
         group = parent / f"undo-{uuid.uuid4().hex[:8]}"
         group.mkdir()
-        if (group / "pids.max").exists():
-            return group
-        group.rmdir()
-    return None
+        if any((group / name).exists() for names in LIMITS.values() for name in names):
+            made.append(group)
+        else:
+            group.rmdir()
+    return tuple(made)
 
 
 def _is_apart(pid: int) -> bool:
@@ -281,11 +297,18 @@ def _is_apart(pid: int) -> bool:
 def _choose(host: Host, rng: random.Random) -> list[tuple[str, dict[str, Any]]]:
     """One to FAULTS_MAX faults of different kinds; at most one that means the victims."""
     disk = {"path": str(host.disk)}
+    limits: dict[str, dict[str, Any]] = {
+        "process.pid_exhaustion": {},
+        "process.freeze": {},
+        "cpu.throttle": {"quota": rng.randint(1, 99)},
+        "memory.limit": {"limit": "1GiB", "beyond": "kill"},
+        "disk.throttle": {"write": "1MiB/s", **disk},
+    }
     on_victims: list[tuple[str, dict[str, Any]]] = [
         ("process.pause", {"command": host.tag}),
         ("process.kill", {"command": host.tag, "restart": True}),
         ("process.fd_exhaustion", {"command": host.tag, "leave": rng.randint(0, 5)}),
-        *([("process.pid_exhaustion", {"command": host.tag})] if host.group else []),
+        *[(kind, {"command": host.tag, **more}) for kind, more in limits.items() if host.limit_files(_BY_LIMIT[kind])],
     ]
     others: list[tuple[str, dict[str, Any]]] = [
         ("cpu.load", {"percent": 1, "of": "own", "cores": "0"}),

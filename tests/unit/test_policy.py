@@ -115,6 +115,32 @@ def test_a_ceiling_of_every_fault_binds_those_that_have_the_parameter(tmp_path: 
         check(policy, "network.loss", {"percent": 31})
 
 
+def test_a_floor_bounds_what_does_the_more_harm_the_smaller_it_is(tmp_path: Path) -> None:
+    rules = "{cpu.throttle: {allow: true, min: {quota: 20%}}, disk.fill: {allow: true, min: {leave: 1GiB}}}"
+    policy = write(tmp_path, f"version: 1\nenvironment: staging\nfaults: {rules}")
+    check(policy, "cpu.throttle", {"unit": "nginx.service", "quota": 20})
+    with pytest.raises(Refusal, match=r"with quota 19\.9%; this host allows at least 20%"):
+        check(policy, "cpu.throttle", {"unit": "nginx.service", "quota": "19.9%"})
+    check(policy, "disk.fill", {"path": "/srv", "leave": "1GiB"})
+    with pytest.raises(Refusal, match="by `size`; this host has a floor for `leave`") as caught:
+        check(policy, "disk.fill", {"path": "/srv", "size": "1GiB"})
+    assert caught.value.remedy == "write `leave` in the experiment, or a floor for `size` in the policy"
+
+
+def test_a_floor_of_every_fault_binds_those_that_have_the_parameter_and_a_wrong_one_refuses_everything(
+    tmp_path: Path,
+) -> None:
+    text = "version: 1\nenvironment: staging\nfaults: {'%s': {allow: true, min: {%s}}}"
+    policy = write(tmp_path, text % ("*", "quota: 20%"))
+    check(policy, "cpu.load", {"percent": 1})
+    with pytest.raises(Refusal, match="at least 20%"):
+        check(policy, "cpu.throttle", {"unit": "nginx.service", "quota": 1})
+    assert (
+        "faults.cpu.load.min: cpu.load has no parameter `quota`" in write(tmp_path, text % ("cpu.load", "quota: 1")).why
+    )
+    assert "faults.*.min: no fault has a parameter `quta`" in write(tmp_path, text % ("*", "quta: 1")).why
+
+
 def test_bounds_of_a_kind_are_its_own_and_those_of_every_fault_hold_where_there_is_no_rule(tmp_path: Path) -> None:
     rules = '{disk.io: {allow: true}, disk.fill: {allow: false}, "*": {allow: true, paths: [/srv], interfaces: [eth1]}}'
     policy = write(tmp_path, f"version: 1\nenvironment: staging\nfaults: {rules}")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from brownout_agent.faults.contract import Refusal
-from brownout_agent.faults.process_cgroups import folders_named_in, unit_named_in
+from brownout_agent.faults.process_cgroups import folders_named_in, is_in_unit, unit_named_in
 from brownout_agent.faults.process_kill import KillParameters
 from brownout_agent.faults.process_match import Process, ProcessParameters, Untouchable, select, split_argv
 from brownout_agent.faults.process_start import Program, instances, startable_argv, untitled
@@ -175,6 +175,23 @@ def test_other_titles_tell_nobody_how_to_start_again() -> None:
 )
 def test_the_service_of_a_process_is_read_from_its_cgroup(text: str, unit: str) -> None:
     assert unit_named_in(text) == unit
+
+
+@pytest.mark.parametrize(
+    ("text", "is_in_it"),
+    [
+        ("0::/system.slice/nginx.service\n", True),
+        ("0::/shop.slice/shop-web.slice/nginx.service/workers\n", True),
+        ("4:memory:/x\n1:name=systemd:/system.slice/nginx.service\n0::/\n", True),
+        ("4:memory:/system.slice/nginx.service\n1:name=systemd:/\n", False),
+        ("0::/system.slice/my-nginx.service\n", False),
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/nginx.service\n", False),
+        ("0::/system.slice/docker-abc.scope/system.slice/nginx.service\n", False),
+        ("0::/docker/abc/system.slice/nginx.service\n", False),
+    ],
+)
+def test_a_unit_is_one_of_the_systems_own_manager(text: str, is_in_it: bool) -> None:
+    assert is_in_unit(text, "nginx.service") is is_in_it
 
 
 def test_cgroups_are_found_where_their_hierarchies_are_mounted() -> None:

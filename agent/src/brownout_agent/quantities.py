@@ -24,6 +24,8 @@ _SIZE_UNITS = {
 }  # fmt: skip
 _BIT_UNITS = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 _BIT_RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?bit)(?:/s)?", re.IGNORECASE)
+_CORES_MAX = 8192
+"""The kernel's own limit on x86 (NR_CPUS)."""
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]i?B|B)", re.IGNORECASE)
 
 
@@ -120,10 +122,23 @@ def parse_percent(value: object) -> float:
     Raises:
         ValueError: outside of 0-100, NaN, or not a number.
     """
+    return _percent(value, 100)
+
+
+def parse_core_percent(value: object) -> float:
+    """A percentage of one core: above 0, and above 100 for more than one.
+
+    Raises:
+        ValueError: not above 0, of more cores than any host has, NaN, or not a number.
+    """
+    return _percent(value, 100 * _CORES_MAX)
+
+
+def _percent(value: object, most: int) -> float:
     if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?%?", value):
         value = float(value.removesuffix("%"))
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{value!r} is not a percentage; write it like 50 or 50%")
-    if not math.isfinite(value) or not 0 < value <= 100:
-        raise ValueError(f"{value:g} is not a percentage above 0 and up to 100")
+    if not math.isfinite(value) or not 0 < value <= most:
+        raise ValueError(f"{value:g} is not a percentage above 0 and up to {most}")
     return float(value)

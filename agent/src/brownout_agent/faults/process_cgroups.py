@@ -27,6 +27,19 @@ def unit_named_in(cgroup_text: str) -> str:
     return ""
 
 
+def is_in_unit(cgroup_text: str, unit: str) -> bool:
+    """Whether the process of a /proc/PID/cgroup belongs to this unit of the system's own manager. Pure.
+
+    The system's own units are in slices only; one below a service or a scope is a user's or a container's.
+    """
+    for line in cgroup_text.splitlines():
+        hierarchy, controllers, path = line.split(":", 2)
+        above, found, _ = f"{path}/".partition(f"/{unit}/")
+        if (hierarchy == "0" or controllers == "name=systemd") and found:
+            return all(name.endswith(".slice") for name in above.split("/") if name)
+    return False
+
+
 def folders(pid: int) -> list[str]:
     """The folder of the process's cgroup in every hierarchy that is mounted here."""
     mounts = Path("/proc/self/mountinfo").read_text()

@@ -5,7 +5,7 @@ import os
 import pwd
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,8 @@ class ProcessParameters(FaultParameters):
     and the host's protected commands (sshd, systemd, ...) are never touched.
     """
 
+    ways: ClassVar[tuple[str, ...]] = ("process", "pid", "command", "user")
+    """The parameters that choose."""
     process: Annotated[
         str | None,
         Field(min_length=1, max_length=255, description="exact name of the command or of its executable: nginx"),
@@ -38,18 +40,27 @@ class ProcessParameters(FaultParameters):
 
     @model_validator(mode="after")
     def _check(self) -> "ProcessParameters":
-        if self.process is None and self.pid is None and self.command is None and self.user is None:
-            raise ValueError("which process? Give `process`, `pid`, `command` or `user`")
+        if not self.given:
+            raise ValueError(f"which process? Give {self._ways_in_words()}")
         if self.process is not None and "/" in self.process:
             name = self.process.rpartition("/")[2]
             raise ValueError(f"`process` is a name without a path: did you mean {name}?")
         return self
 
     @property
+    def given(self) -> dict[str, str | int]:
+        """By which of `ways` the order chooses, and what it says there."""
+        return {way: value for way in self.ways if (value := getattr(self, way)) is not None}
+
+    @property
     def text(self) -> str:
         """For people: `process nginx, user www-data`."""
-        given = {name: getattr(self, name) for name in ("process", "pid", "command", "user")}
-        return ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+        return ", ".join(f"{way} {value}" for way, value in self.given.items())
+
+    @classmethod
+    def _ways_in_words(cls) -> str:
+        *others, last = (f"`{way}`" for way in cls.ways)
+        return f"{', '.join(others)} or {last}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +181,7 @@ def select(
         wanted = [process for process in wanted if process.own_network and not process.is_kernel_thread]
         if not wanted and elsewhere:
             raise NobodyMatches(
-                f"{parameters.text} matches only in other network namespaces: {_listed(elsewhere)}",
+                f"{parameters.text} matches only in other network namespaces: {listed(elsewhere)}",
                 "name one process by `pid`, or inject on the host whose network that is",
             )
     if not wanted:
@@ -247,6 +258,7 @@ def uid_of(parameters: ProcessParameters) -> int | None:
         raise Refusal(f"this host has no user {user}", "check it with `getent passwd`") from error
 
 
-def _listed(processes: Iterable[Process]) -> str:
+def listed(processes: Iterable[Process]) -> str:
+    """For people: up to five of them by name and pid, and how many more there are. Pure."""
     texts = [process.text for process in processes]
     return ", ".join(texts[:5]) + (f" and {len(texts) - 5} more" if len(texts) > 5 else "")

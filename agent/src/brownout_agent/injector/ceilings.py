@@ -1,6 +1,7 @@
-"""Ceilings of a fault's parameters, written in a policy as people write them: `percent: 90`, `size: 2GiB`."""
+"""Ceilings and floors of a fault's parameters, as people write them in a policy: `percent: 90`, `size: 2GiB`."""
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -8,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from brownout_agent.faults.contract import Fault, FaultParameters, Refusal
 
 Written = bool | int | float | str
-"""A ceiling before it is known what it is a ceiling of."""
+"""A ceiling or a floor before it is known what it is one of."""
 
 
 def has_parameter(fault: Fault[Any], name: str) -> bool:
@@ -17,7 +18,7 @@ def has_parameter(fault: Fault[Any], name: str) -> bool:
 
 
 def ceiling(fault: Fault[Any], name: str, written: Written) -> float:
-    """The number that a ceiling means, in the unit in which the fault holds the parameter.
+    """The number that a ceiling, or a floor, means, in the unit in which the fault holds the parameter.
 
     Raises:
         ValueError: there is no such parameter, it is no quantity, or the text is none for it; says what to write.
@@ -33,7 +34,7 @@ def ceiling(fault: Fault[Any], name: str, written: Written) -> float:
     except ValidationError as error:
         raise ValueError(f"{name}: {error.errors()[0]['msg']}") from error
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} of {fault.kind} is no quantity, so it can have no ceiling")
+        raise ValueError(f"{name} of {fault.kind} is no quantity, so it has no most and no least")
     return float(value)
 
 
@@ -45,15 +46,38 @@ def check_ceilings(
     Raises:
         Refusal: one is above, or the order says how much by a parameter that has no ceiling where its like has one.
     """
-    for name, most in written.items():
+    _check(fault, parameters, written, asked, operator.gt, "at most", "ceiling")
+
+
+def check_floors(
+    fault: Fault[Any], parameters: FaultParameters, written: Mapping[str, Written], asked: Mapping[str, Any]
+) -> None:
+    """As `check_ceilings`, of what does the more harm the smaller it is.
+
+    Raises:
+        Refusal: one is below, or the order says how much by a parameter that has no floor where its like has one.
+    """
+    _check(fault, parameters, written, asked, operator.lt, "at least", "floor")
+
+
+def _check(
+    fault: Fault[Any],
+    parameters: FaultParameters,
+    written: Mapping[str, Written],
+    asked: Mapping[str, Any],
+    is_beyond: Callable[[float, float], bool],
+    bound: str,
+    noun: str,
+) -> None:
+    for name, allowed in written.items():
         if not has_parameter(fault, name):
-            continue  # a ceiling of `*`, meant for other faults
+            continue  # a bound of `*`, meant for other faults
         value = getattr(parameters, name)
         if value is not None:
-            if value > ceiling(fault, name, most):
-                raise Refusal(f"{fault.kind} with {name} {asked.get(name, value)}; this host allows at most {most}")
+            if is_beyond(value, ceiling(fault, name, allowed)):
+                raise Refusal(f"{fault.kind} with {name} {asked.get(name, value)}; this host allows {bound} {allowed}")
         elif name in fault.Parameters.one_of:
             chosen = next(other for other in fault.Parameters.one_of if getattr(parameters, other) is not None)
             if chosen not in written:
-                reason = f"{fault.kind} says how much by `{chosen}`; this host has a ceiling for `{name}` ({most})"
-                raise Refusal(reason, f"write `{name}` in the experiment, or a ceiling for `{chosen}` in the policy")
+                reason = f"{fault.kind} says how much by `{chosen}`; this host has a {noun} for `{name}` ({allowed})"
+                raise Refusal(reason, f"write `{name}` in the experiment, or a {noun} for `{chosen}` in the policy")

@@ -9,6 +9,7 @@ everything::
       cpu.load: {allow: true, max_seconds: 900, max: {percent: 90}}
       memory.load: {allow: true, max: {size: 2GiB}}
       disk.fill: {allow: true, paths: [/srv/data]}
+      cpu.throttle: {allow: true, min: {quota: 20%}}
       network.loss: {allow: true, interfaces: [eth1]}
       "*": {allow: false}           # every other fault; this is also the default
     hours: {days: [mon, tue, wed, thu, fri], from: "09:00", to: "17:00", tz: Europe/Berlin}
@@ -36,7 +37,7 @@ from pydantic import BaseModel, ConfigDict, Field, IPvAnyAddress, ValidationErro
 
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Fault, FaultParameters, Host, Peer, Refusal
-from brownout_agent.injector.ceilings import Written, ceiling, check_ceilings, has_parameter
+from brownout_agent.injector.ceilings import Written, ceiling, check_ceilings, check_floors, has_parameter
 from brownout_agent.injector.hours import Hours
 from brownout_agent.injector.order import Order
 from brownout_agent.injector.stop_file import WELL_KNOWN
@@ -62,6 +63,8 @@ class FaultRule(_Strict):
     max_seconds: Annotated[float, Field(gt=0, le=DURATION_CEILING_S)] = 900.0
     max: dict[str, Written] = {}
     """Ceilings of quantities by name, as people write them."""
+    min: dict[str, Written] = {}
+    """Floors, of those that do the more harm the smaller they are."""
     paths: Annotated[tuple[Path, ...], Field(min_length=1)] | None = None
     """A disk fault works in these folders and below them only; anywhere when left out."""
     interfaces: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
@@ -109,7 +112,7 @@ class PolicyFile(_Strict):
 def _check_rule(kind: str, rule: FaultRule) -> None:
     """Find a mistake now that would let more pass than its writer thinks: a misspelt kind, a ceiling of nothing."""
     bounds = {name for name in ("paths", "interfaces") if getattr(rule, name) is not None}
-    if kind == _ANY_KIND and not rule.max and not bounds:
+    if kind == _ANY_KIND and not rule.max and not rule.min and not bounds:
         return
     known = catalogue()
     if kind != _ANY_KIND and kind not in known:
@@ -120,15 +123,21 @@ def _check_rule(kind: str, rule: FaultRule) -> None:
         raise ValueError(f"faults.{kind}: `{min(useless)}` bounds nothing of this fault")
     if rule.paths and (relative := [str(path) for path in rule.paths if not path.is_absolute() or ".." in path.parts]):
         raise ValueError(f"faults.{kind}.paths: {relative[0]} is not the absolute path of a folder")
-    for name, most in rule.max.items():
-        meant = [known[kind]] if kind in known else [fault for fault in known.values() if has_parameter(fault, name)]
-        if not meant:
-            raise ValueError(f"faults.{kind}.max: no fault has a parameter `{name}`")
-        for fault in meant:
-            try:
-                ceiling(fault, name, most)
-            except ValueError as error:
-                raise ValueError(f"faults.{kind}.max: {error}") from error
+    for key, written in (("max", rule.max), ("min", rule.min)):
+        for name, bound in written.items():
+            _check_bound(f"faults.{kind}.{key}", known.get(kind), name, bound)
+
+
+def _check_bound(where: str, only: Fault[Any] | None, name: str, bound: Written) -> None:
+    """A ceiling or a floor of one kind of fault, or of all that have the parameter."""
+    meant = [only] if only else [fault for fault in catalogue().values() if has_parameter(fault, name)]
+    if not meant:
+        raise ValueError(f"{where}: no fault has a parameter `{name}`")
+    for fault in meant:
+        try:
+            ceiling(fault, name, bound)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +195,7 @@ class Policy:
         if order.duration_s > rule.max_seconds:
             raise Refusal(f"{order.kind} for {order.duration_s:g} s; this host allows at most {rule.max_seconds:g} s")
         check_ceilings(fault, parameters, rule.max, order.parameters)
+        check_floors(fault, parameters, rule.min, order.parameters)
         _check_hours(self.file.hours, order.duration_s, situation.now)
         _check_limits(self.file.limits, situation)
 

@@ -12,6 +12,8 @@ from brownout_agent.kernel.processes import PROC
 
 PREFIX = "brownout-fault-"
 """How the names of our own groups begin (`own_groups.py`)."""
+_IN_VERSION_1 = {"io": "blkio"}
+"""Controllers that had another name there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,14 @@ class MemoryLimit:
     group: Path
     limit_bytes: int
     room_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """What a group and those below it use, and how much of that is page cache that can be dropped."""
+
+    used_bytes: int
+    droppable_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,21 @@ def memory_limit(pid: int) -> MemoryLimit | None:
     return min(limits, key=lambda limit: limit.room_bytes, default=None)
 
 
+def memory_use(group: Path) -> MemoryUse | None:
+    """None where the group does not count memory, or is gone."""
+    used = read_control(group / "memory.current") or read_control(group / "memory.usage_in_bytes")
+    if used is None:
+        return None
+    stat = read_keyed(group / "memory.stat")
+    return MemoryUse(int(used), stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+
+
+def cpu_quota_over(group: Path) -> CpuQuota | None:
+    """The tightest CPU quota of this group and those above it, or None."""
+    quotas = [quota for folder in (group, *group.parents) if (quota := _quota_of(folder))]
+    return min(quotas, key=lambda quota: quota.cores, default=None)
+
+
 def pids_group(pid: int) -> Path | None:
     """The nearest group over this process that can limit how many processes there are; None under roots alone.
 
@@ -70,38 +95,51 @@ def pids_group(pid: int) -> Path | None:
     return next((group for group in _groups(pid, "pids") if (group / "pids.max").exists()), None)
 
 
-def pids_trees() -> list[Path]:
-    """Where trees of groups that count processes are mounted."""
+def own_groups(pid: int, controller: str) -> list[Path]:
+    """The group that this process itself is in, in the controller's tree of version 1 and in that of version 2, as far
+    as they are mounted here.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    memberships = (PROC / str(pid) / "cgroup").read_text()
+    return [group for group, _ in _own_folders((PROC / "self/mountinfo").read_text(), memberships, controller)]
+
+
+def trees(controller: str) -> list[Path]:
+    """Where trees of groups with this controller are mounted."""
     mounts = _mounts((PROC / "self/mountinfo").read_text())
-    return [mount.point for mount in mounts if "pids" in mount.controllers or _counts_processes(mount)]
+    return [mount.point for mount in mounts if _offers(mount, controller)]
 
 
-def _counts_processes(mount: _Mount) -> bool:
-    return mount.version == 2 and "pids" in (_read(mount.point / "cgroup.controllers") or "").split()
+def _offers(mount: _Mount, controller: str) -> bool:
+    if mount.version == 1:
+        return _IN_VERSION_1.get(controller, controller) in mount.controllers
+    if controller == "freezer":  # since Linux 5.2 of every group but the root, without being listed
+        return any(True for _ in mount.point.glob("*/cgroup.freeze"))
+    return controller in (read_control(mount.point / "cgroup.controllers") or "").split()
 
 
 def _quota_of(group: Path) -> CpuQuota | None:
-    if (text := _read(group / "cpu.max")) is not None:
+    if (text := read_control(group / "cpu.max")) is not None:
         quota, _, period = text.partition(" ")
-        throttled_s = _keyed(group / "cpu.stat").get("throttled_usec", 0) / 1e6
+        throttled_s = read_keyed(group / "cpu.stat").get("throttled_usec", 0) / 1e6
     else:
-        quota = _read(group / "cpu.cfs_quota_us") or "-1"
-        period = _read(group / "cpu.cfs_period_us") or "100000"
-        throttled_s = _keyed(group / "cpu.stat").get("throttled_time", 0) / 1e9
+        quota = read_control(group / "cpu.cfs_quota_us") or "-1"
+        period = read_control(group / "cpu.cfs_period_us") or "100000"
+        throttled_s = read_keyed(group / "cpu.stat").get("throttled_time", 0) / 1e9
     if quota in ("max", "-1"):
         return None
     return CpuQuota(group, int(quota) / int(period), throttled_s)
 
 
 def _limit_of(group: Path) -> MemoryLimit | None:
-    limit = _read(group / "memory.max") or _read(group / "memory.limit_in_bytes")
-    used = _read(group / "memory.current") or _read(group / "memory.usage_in_bytes")
+    limit = read_control(group / "memory.max") or read_control(group / "memory.limit_in_bytes")
+    use = memory_use(group)
     # Version 1 says "no limit" with the largest page-aligned number.
-    if limit is None or used is None or limit == "max" or int(limit) >= 2**62:
+    if limit is None or use is None or limit == "max" or int(limit) >= 2**62:
         return None
-    stat = _keyed(group / "memory.stat")
-    droppable = stat.get("total_inactive_file", stat.get("inactive_file", 0))
-    return MemoryLimit(group, int(limit), max(int(limit) - int(used) + droppable, 0))
+    return MemoryLimit(group, int(limit), max(int(limit) - use.used_bytes + use.droppable_bytes, 0))
 
 
 def _groups(pid: int, controller: str) -> Iterator[Path]:
@@ -115,22 +153,25 @@ def group_folders(mountinfo: str, memberships: str, controller: str) -> Iterator
     Args:
         mountinfo: the text of /proc/self/mountinfo.
         memberships: the text of the process's /proc/PID/cgroup.
-        controller: `cpu`, `memory`; on version 2 every controller has the same folders. "" is version 2 alone.
+        controller: `cpu`, `memory`, `io`; on version 2 every controller has the same folders. "" is version 2 alone.
     """
+    for group, top in _own_folders(mountinfo, memberships, controller):
+        yield group
+        yield from group.parents[: len(group.parts) - len(top.parts)]
+
+
+def _own_folders(mountinfo: str, memberships: str, controller: str) -> Iterator[tuple[Path, Path]]:
+    """As `group_folders`, the group itself alone, with the mount that it is seen by."""
     mounts = _mounts(mountinfo)
     for line in memberships.splitlines():
         _, controllers, path = line.split(":", 2)
         for mount in mounts:
-            named = {controller} & mount.controllers & set(controllers.split(","))
+            named = {_IN_VERSION_1.get(controller, controller)} & mount.controllers & set(controllers.split(","))
             if not (named if mount.version == 1 else not controllers):
                 continue
             # In a container the mount shows a part of the tree only: `root` is where that part begins.
             inside = path if mount.root == "/" else path.removeprefix(mount.root)
-            group = mount.point / inside.strip("/")
-            yield group
-            while group != mount.point:
-                group = group.parent
-                yield group
+            yield mount.point / inside.strip("/"), mount.point
 
 
 def _mounts(mountinfo: str) -> list[_Mount]:
@@ -145,7 +186,7 @@ def _mounts(mountinfo: str) -> list[_Mount]:
     return mounts
 
 
-def _read(path: Path) -> str | None:
+def read_control(path: Path) -> str | None:
     """The text of a control file, or None where the group has no such file (or is gone)."""
     try:
         return path.read_text().strip()
@@ -157,5 +198,8 @@ def _read(path: Path) -> str | None:
         return None
 
 
-def _keyed(path: Path) -> dict[str, int]:
-    return {key: int(value) for key, _, value in (line.partition(" ") for line in (_read(path) or "").splitlines())}
+def read_keyed(path: Path) -> dict[str, int]:
+    """The numbers of a control file of lines like `nr_periods 9`; empty where the group has no such file."""
+    return {
+        key: int(value) for key, _, value in (line.partition(" ") for line in (read_control(path) or "").splitlines())
+    }

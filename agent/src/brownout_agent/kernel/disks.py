@@ -64,6 +64,15 @@ def filesystem_of(folder: str) -> str:
     return ""
 
 
+def whole_disk(folder: str) -> str | None:
+    """The numbers of the disk that `folder` is on, like 254:0, of which it may be a partition; None where it is on no
+    single one (btrfs, overlay, memory, network)."""
+    device = Path(folder).stat().st_dev
+    place = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+    disk = place.parent if (place / "partition").exists() else place
+    return (disk / "dev").read_text().strip() if (disk / "dev").exists() else None
+
+
 @dataclass(frozen=True, slots=True)
 class StorageBytes:
     """What a process has caused to be read from and written to storage so far."""
