@@ -7,9 +7,10 @@ asking loses them. After a pause, what the link carries in 10 ms passes at once:
 that depth.
 
 **Limits.** Up to 100mbit; beyond PACKETS_PER_S packets a second in each direction packets are dropped as well, and a
-sender of this host is told then. Packets that leave and wait count against their sender's socket, as they do in a
-queueing discipline, so that TCP of this host is slowed down without losing any. What carries this, what else it is
-limited to and what happens when the holder dies: network_queue.py.
+sender of this host is told then. Packets that leave and wait count against their sender's socket (TCP small queues), as
+they do in a queueing discipline. One that finds the queue full is lost on its way, where tbf would tell TCP of this
+host at once: a connection that begins takes longer to find its speed. What carries this, what else it is limited to and
+what happens when the holder dies: network_queue.py.
 
 **What is measured** is how fast packets got through while others waited. Where nobody had to wait the fault has changed
 nothing, and is not proved.
