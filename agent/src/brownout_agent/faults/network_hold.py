@@ -58,7 +58,7 @@ def hold_until(end: socket.socket, queue: PacketQueue, handler: Handler) -> None
         OSError: the kernel takes no verdict.
     """
     while True:
-        ready, _, _ = select.select([queue.fileno(), end.fileno()], [], [], wait_s(handler.next_due_ns()))
+        ready, _, _ = select.select([queue.fileno(), end.fileno()], [], [], _wait_s(handler.next_due_ns()))
         if end.fileno() in ready:
             return
         if queue.fileno() in ready:
@@ -79,7 +79,7 @@ def drain(queue: PacketQueue) -> None:
             queue.accept_all()  # that one too: it was between the rule and the queue when the rule changed
 
 
-def wait_s(due_ns: int | None) -> float:
+def _wait_s(due_ns: int | None) -> float:
     """How long to wait at most until it is worth a look at what is due then, by CLOCK_MONOTONIC."""
     if due_ns is None:
         return _IDLE_S
