@@ -25,10 +25,11 @@ from tests.support.crash_points import CALLER, INJECTOR, REAP, START, WATCHDOG, 
 from tests.support.undo_sequences import Host
 
 KINDS = (
-    "cpu.load", "disk.fill", "disk.inodes", "disk.io", "dns.answer", "dns.delay", "dns.failure", "memory.leak",
-    "memory.load", "network.blackhole", "network.corrupt", "network.duplicate", "network.flap", "network.latency",
-    "network.loss", "network.port_occupy", "network.rate", "network.reject", "network.reorder", "network.reset",
-    "process.crash_loop", "process.fd_exhaustion", "process.kill", "process.pause", "process.pid_exhaustion",
+    "cpu.load", "cpu.throttle", "disk.fill", "disk.inodes", "disk.io", "disk.throttle", "dns.answer", "dns.delay",
+    "dns.failure", "memory.leak", "memory.limit", "memory.load", "network.blackhole", "network.corrupt",
+    "network.duplicate", "network.flap", "network.latency", "network.loss", "network.port_occupy", "network.rate",
+    "network.reject", "network.reorder", "network.reset", "process.crash_loop", "process.fd_exhaustion",
+    "process.freeze", "process.kill", "process.pause", "process.pid_exhaustion",
 )  # fmt: skip
 SCENES = (*KINDS, START, REAP)
 LEFT_BEHIND = ("memory.load", "network.loss", "process.fd_exhaustion", "process.kill")
@@ -63,13 +64,16 @@ def parameters_of(host: Host, kind: str) -> dict[str, Any]:
     disk = {"path": str(host.disk)}
     by_kind: dict[str, dict[str, Any]] = {
         "cpu.load": {"percent": 1, "of": "own", "cores": "0"},
+        "cpu.throttle": {"command": host.tag, "quota": "50%"},
         "disk.fill": {"size": "20MiB", **disk},
         "disk.inodes": {"count": 20, **disk},
         "disk.io": {"write": "1MiB/s", "file_size": "4MiB", **disk},
+        "disk.throttle": {"command": host.tag, "write": "1MiB/s", "read": "1MiB/s", **disk},
         "dns.answer": {"names": "*.brownout.test", "to": "127.0.0.1"},
         "dns.delay": {"names": "*.brownout.test", "delay": "20ms"},
         "dns.failure": {"names": "*.brownout.test"},
         "memory.leak": {"rate": "1MiB/s", "size": "16MiB"},
+        "memory.limit": {"command": host.tag, "limit": "1GiB", "beyond": "kill"},
         "memory.load": {"size": "16MiB"},
         "network.blackhole": {"to": "127.0.0.9", "port": 9999},
         "network.corrupt": {"to": "127.0.0.14", "percent": 50},
@@ -84,6 +88,7 @@ def parameters_of(host: Host, kind: str) -> dict[str, Any]:
         "network.port_occupy": {"port": "9009-9010", "protocol": "any"},
         "process.crash_loop": {"command": host.supervised, "every": "1s"},
         "process.fd_exhaustion": {"command": host.supervised},
+        "process.freeze": {"command": host.tag},
         "process.kill": {"command": host.tag, "restart": True},
         "process.pause": {"command": host.tag},
         "process.pid_exhaustion": {"command": host.tag},

@@ -44,6 +44,20 @@ class Seen(StrEnum):
     CRASHING = "a process of the fault's own that kills a victim whenever its supervisor has started it"
     LIMITED = "a victim that may have next to no descriptors"
     FULL = "a victim whose control group may have no more processes"
+    THROTTLED = "a victim whose control group has a quota of CPU time"
+    TIGHT = "a victim whose control group has a limit of memory"
+    FROZEN = "a victim whose control group is frozen"
+    SLOW = "a victim whose control group has a limit for a disk"
+
+
+BY_GROUP = {
+    Seen.FULL: ("pids", ("pids.max",)),
+    Seen.THROTTLED: ("cpu", ("cpu.cfs_quota_us", "cpu.max")),
+    Seen.TIGHT: ("memory", ("memory.limit_in_bytes", "memory.max")),
+    Seen.FROZEN: ("freezer", ("freezer.state", "cgroup.freeze")),
+    Seen.SLOW: ("blkio", ("blkio.throttle.write_bps_device", "io.max")),
+}
+"""What shows by the victim's control group, which is its own: the controller, its files in version 1 and version 2."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,7 @@ class FaultCase:
     @property
     def has_victim(self) -> bool:
         """Whether it is done to a process."""
-        return self.seen in {Seen.STILL, Seen.MISSING, Seen.CRASHING, Seen.LIMITED, Seen.FULL}
+        return self.seen in {Seen.STILL, Seen.MISSING, Seen.CRASHING, Seen.LIMITED} or self.seen in BY_GROUP
 
     def victim_argv(self, python: str, tag: str) -> list[str]:
         """What runs the victim of this fault; the command line of the victim itself ends with the tag."""
@@ -109,8 +123,12 @@ FAULTS = (
     FaultCase("process.crash_loop", {"command": f"-c {VICTIM} {_SUPERVISED} {{tag}}", "every": "1s"}, Seen.CRASHING),
     FaultCase("process.fd_exhaustion", {"command": "{tag}"}, Seen.LIMITED),
     FaultCase("process.pid_exhaustion", {"command": "{tag}"}, Seen.FULL),
+    FaultCase("cpu.throttle", {"command": "{tag}", "quota": "5%"}, Seen.THROTTLED),
+    FaultCase("memory.limit", {"command": "{tag}", "limit": "1GiB", "beyond": "kill"}, Seen.TIGHT),
+    FaultCase("process.freeze", {"command": "{tag}"}, Seen.FROZEN),
+    FaultCase("disk.throttle", {"command": "{tag}", "path": "{scratch}", "write": "1MiB/s"}, Seen.SLOW),
 )
-UML_FAULTS = tuple(fault for fault in FAULTS if not fault.to and fault.seen is not Seen.FULL)
+UML_FAULTS = tuple(fault for fault in FAULTS if not fault.to and fault.seen not in BY_GROUP)
 """User-mode Linux 6.1 has no nftables for IP, and its victims are in no control groups of their own."""
 
 

@@ -15,9 +15,10 @@ import uuid
 from collections.abc import Collection
 from pathlib import Path
 
-from tests.support.deaths import FAULTS, FaultCase, Seen
+from tests.support.control_groups import thaw
+from tests.support.deaths import BY_GROUP, FAULTS, FaultCase, Seen
 from tests.support.deaths_controller import ControllerLink
-from tests.support.deaths_kernel import PIDS_GROUPS, Datagrams, Process, ProcessReader, control_groups_of, strangers
+from tests.support.deaths_kernel import GROUPS, Datagrams, Process, ProcessReader, control_groups_of, strangers
 
 BIN = Path(sys.executable).parent
 NAMESPACES = Path("/run/netns")
@@ -63,8 +64,8 @@ class Host:
         self.programs: dict[str, asyncio.subprocess.Process] = {}
         self.tags = {fault: f"victim-{uuid.uuid4().hex}" for fault in FAULTS}
         self.group = MEMORY_GROUPS / f"deaths-{uuid.uuid4().hex[:8]}"
-        self._full_group = PIDS_GROUPS / self.group.name
-        """Of the one victim whose fault is about its group."""
+        self._victims_groups = {seen: GROUPS / tree / self.group.name for seen, (tree, _) in BY_GROUP.items()}
+        """Of each victim whose fault is about its group."""
         self._address = f"10.99.{number // 250 + 1}.{number % 250 + 1}/16"
         self._image = self.folder / "image"
         self._joined = False
@@ -86,7 +87,7 @@ class Host:
         namespace = NAMESPACES / self.name
         self.network = namespace.stat().st_ino
         self.datagrams = Datagrams(namespace, FAULTS)
-        for group in (self.group, self._full_group):
+        for group in (self.group, *self._victims_groups.values()):
             group.mkdir()
         with self._image.open("wb") as file:
             file.truncate(_DISK_BYTES)
@@ -106,14 +107,14 @@ class Host:
         await run("ip", "link", "delete", self.cable)
         await run("ip", "netns", "delete", self.name)
         async with asyncio.timeout(10):
-            while not (_removed(self.group) and _removed(self._full_group)):
+            while not all(map(_removed, (self.group, *self._victims_groups.values()))):
                 await asyncio.sleep(0.02)
 
     async def start(self) -> None:
         """Bring up what is not up: victims, injector, agent, and the stream to the controller."""
         for fault, tag in self.tags.items():
             if fault.has_victim and self._is_down(tag) and not _victim_runs(tag):
-                group = self._full_group if fault.seen is Seen.FULL else MEMORY_GROUPS
+                group = self._victims_groups.get(fault.seen, MEMORY_GROUPS)
                 await self._spawn(tag, *fault.victim_argv(sys.executable, tag), group=group)
         if self._is_down("injector"):
             await self.start_injector()
@@ -143,6 +144,7 @@ class Host:
 
     async def kill_everything(self) -> None:
         """SIGKILL to every process in the namespace, until there is none."""
+        thaw(self._victims_groups[Seen.FROZEN])
         async with asyncio.timeout(20):
             while pids := _pids_in(self.network):
                 for pid in pids:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.deaths import NAME, FaultCase, Seen
+from tests.support.deaths import BY_GROUP, NAME, FaultCase, Seen
 
 _PROC = Path("/proc")
 _SETTLED_S = 2.0
@@ -32,7 +32,9 @@ _QUEUED_S = 0.005
 _CONNECT_TIMEOUT_S = 1.0
 _NEXT_TO_NONE = 64
 """Descriptors, or processes of a group: no host of ours has so low limits of its own."""
-PIDS_GROUPS = Path("/sys/fs/cgroup/pids")
+GROUPS = Path("/sys/fs/cgroup")
+UNLIMITED = frozenset({"", "0", "-1", "max", "max 100000", "THAWED", "9223372036854771712"})
+"""What a control file says that limits nothing: of disks nothing at all, of memory in version 1 the largest number."""
 _OURS = ("brownout-agent", "brownout-injector", "brownout_agent.injector.main", "brownout_agent.agent.main")
 
 
@@ -181,7 +183,7 @@ def _is_there(fault: FaultCase, tag: str, processes: list[Process], datagrams: D
             return victim_state(tag, processes) is None
         case Seen.CRASHING:
             return any(fault.kind in process.line for process in holders(processes))
-        case Seen.LIMITED | Seen.FULL:
+        case _:  # LIMITED, and those of BY_GROUP
             return is_limited(fault, tag, processes)
 
 
@@ -203,17 +205,20 @@ def is_limited(fault: FaultCase, tag: str, processes: list[Process]) -> bool:
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         if pid is not None and fault.seen is Seen.LIMITED:
             return resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] < _NEXT_TO_NONE
-        if pid is not None and fault.seen is Seen.FULL:
-            limit = (_pids_group(pid) / "pids.max").read_text().strip()
-            return limit != "max" and int(limit) < _NEXT_TO_NONE
+        if pid is not None and fault.seen in BY_GROUP:
+            controller, names = BY_GROUP[fault.seen]
+            group = _group(pid, controller)
+            (text,) = [(group / name).read_text().strip() for name in names if (group / name).exists()]
+            # systemd gives every service a limit of its own on processes, and on nothing else
+            return text not in UNLIMITED and (fault.seen is not Seen.FULL or int(text) < _NEXT_TO_NONE)
     return False
 
 
-def _pids_group(pid: int) -> Path:
-    """In version 1 of control groups pids have a tree of their own; version 2 has one for all."""
+def _group(pid: int, controller: str) -> Path:
+    """In version 1 of control groups a controller has a tree of its own; version 2 has one for all."""
     memberships = [line.split(":", 2) for line in (_PROC / str(pid) / "cgroup").read_text().splitlines()]
-    of_version_1 = [path for _, controllers, path in memberships if controllers == "pids"]
-    return Path(f"{PIDS_GROUPS}{of_version_1[0]}" if of_version_1 else f"{PIDS_GROUPS.parent}{memberships[-1][2]}")
+    of_version_1 = [path for _, controllers, path in memberships if controller in controllers.split(",")]
+    return Path(f"{GROUPS / controller}{of_version_1[0]}" if of_version_1 else f"{GROUPS}{memberships[-1][2]}")
 
 
 def _victim_pid(tag: str, processes: list[Process]) -> int | None:

@@ -22,22 +22,32 @@ from brownout_agent.faults.contract import TRIAL_S
 from brownout_agent.faults.network_rules import FAMILY, table_name
 from brownout_agent.faults.network_table import NetworkFault
 from brownout_agent.frames import to_value
+from brownout_agent.kernel.cgroups import own_groups
 from brownout_agent.kernel.nftables import table_names
 from brownout_agent.kernel.processes import is_alive, key_of, read_stat
 from brownout_protos.v1 import fault_pb2
 
+from tests.support.control_groups import LIMITS, new_group, thaw
+from tests.support.deaths_kernel import UNLIMITED
 from tests.support.injectors import ACCEPTED, Client, connect, holders, injector, new_id, running, watchdogs_done
 from tests.support.services import free_port
-from tests.support.told_program import pids_group, pids_group_of
 
 LEASE_S = 5.0
-FAULT_MS = 60_000
-"""Longer than every bound."""
+FAULT_MS = 120_000
+"""Longer than it takes to have two of every kind on."""
 KERNEL_BOUND_S = LEASE_S + 1.0
 RESTART_BOUND_S = KERNEL_BOUND_S + 5.0
 """`process.kill` with `restart`: its end is work, a program that starts others."""
 WATCHDOG_BOUND_S = 30.0
-UNDONE = frozenset({"process.kill", "process.fd_exhaustion", "process.pid_exhaustion"})
+_BY_GROUP = {
+    "process.pid_exhaustion": ("crowded", "pids"),
+    "cpu.throttle": ("throttled", "cpu"),
+    "memory.limit": ("squeezed", "memory"),
+    "process.freeze": ("frozen", "freezer"),
+    "disk.throttle": ("slow", "io"),
+}
+"""By kind: the program whose control group is limited, which is its own, and the group's controller."""
+UNDONE = frozenset({"process.kill", "process.fd_exhaustion", *_BY_GROUP})
 """What somebody must undo, since no death of a process does."""
 PARTS = ("agent", "injector", "holders", "watchdog")
 COMBINATIONS = tuple(
@@ -116,17 +126,22 @@ async def freeze(folder: Path, frozen: tuple[str, ...]) -> dict[str, float | Non
 
 @contextlib.asynccontextmanager
 async def victims(folder: Path) -> AsyncIterator[None]:
-    """Programs of this folder run, each for a fault of its own; one of them in a control group of its own."""
-    programs = [folder / name for name in ("paused", "killed", "looping", "limited", "crowded")]
+    """Programs of this folder run, each for a fault of its own; some of them in control groups of their own."""
+    in_groups = dict(_BY_GROUP.values())
+    programs = [folder / name for name in ("paused", "killed", "looping", "limited", *in_groups)]
     processes = []
     for program in programs:
         shutil.copy("/bin/sleep", program)
         processes.append(await asyncio.create_subprocess_exec(program, "3600", start_new_session=True))
-    with pids_group() as group:
-        (group / "cgroup.procs").write_text(str(processes[-1].pid))
+    with contextlib.ExitStack() as groups:
+        made = [groups.enter_context(new_group(name, *LIMITS[name])) for name in in_groups.values()]
+        for process, group in zip(processes[-len(made) :], made, strict=True):
+            (group / "cgroup.procs").write_text(str(process.pid))
         try:
             yield
         finally:
+            for group in made:
+                thaw(group)
             for program in programs:
                 for pid in running(program):
                     os.kill(pid, signal.SIGKILL)
@@ -183,6 +198,10 @@ async def all_on(client: Client, folder: Path) -> list[FrozenFault]:
         "process.crash_loop": {"command": str(folder / "looping"), "every": "1s"},
         "process.fd_exhaustion": {"command": str(folder / "limited")},
         "process.pid_exhaustion": {"command": str(folder / "crowded")},
+        "cpu.throttle": {"command": str(folder / "throttled"), "quota": "50%"},
+        "memory.limit": {"command": str(folder / "squeezed"), "limit": "1GiB", "beyond": "kill"},
+        "process.freeze": {"command": str(folder / "frozen")},
+        "disk.throttle": {"command": str(folder / "slow"), "write": "1MiB/s", "path": str(folder)},
     }
     ids = {kind: new_id() for kind in orders}
     waiting: set[str] = set()
@@ -226,11 +245,18 @@ def _look_for(kind: str, fault_id: str, folder: Path) -> Callable[[], bool]:
     if kind == "process.fd_exhaustion":
         (limited,) = running(folder / "limited")
         return lambda: resource.prlimit(limited, resource.RLIMIT_NOFILE) != resource.getrlimit(resource.RLIMIT_NOFILE)
-    if kind == "process.pid_exhaustion":
-        group = pids_group_of(*running(folder / "crowded"))
-        return lambda: (group / "pids.max").read_text() != "max\n"
+    if kind in _BY_GROUP:
+        program, controller = _BY_GROUP[kind]
+        return _limit_look(*running(folder / program), controller)
     keys = [key for pid in holders(fault_id) if (key := key_of(pid)) is not None]
     return lambda: any(map(is_alive, keys))
+
+
+def _limit_look(pid: int, controller: str) -> Callable[[], bool]:
+    """Whether a file says something else than before any fault of this kind was there: of a group in its tree."""
+    files = [group / name for group in own_groups(pid, controller) for name in LIMITS[controller]]
+    there = [file for file in files if file.exists()]
+    return lambda: any(file.read_text().strip() not in UNLIMITED for file in there)
 
 
 def _state(pid: int) -> str:

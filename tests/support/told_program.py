@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from brownout_agent.kernel import cgroups
-
 from tests.support.control_groups import JOIN, new_group
 
 TAKEN_BYTES = 16 * 2**20
@@ -106,13 +104,6 @@ def told_program(*words: str, group: Path | None = None, user: int | None = None
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.kill()
-
-
-def pids_group_of(pid: int) -> Path:
-    """The control group that counts this process."""
-    group = cgroups.pids_group(pid)
-    assert group is not None
-    return group
 
 
 @contextmanager

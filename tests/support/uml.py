@@ -25,7 +25,15 @@ from tests.support.uml_python import build_python
 MODULES = Path("/usr/lib/uml/modules")
 _INIT = Path(__file__).parent / "uml_init.sh"
 _UNITS = Path(__file__).parent / "uml_units.sh"
-_INSIDE = ("__init__.py", "deaths.py", "deaths_kernel.py", "injectors.py", "uml_inside.py", "uml_units.py")
+_INSIDE = (
+    "__init__.py",
+    "deaths.py",
+    "deaths_kernel.py",
+    "injectors.py",
+    "uml_inside.py",
+    "uml_units.py",
+    "uml_wants.py",
+)
 _DEPLOY = Path(__file__).parents[2] / "deploy"
 _DISK_BYTES = 192 * 2**20
 _BOOTS_WITHIN_S = 90.0

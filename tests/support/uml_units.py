@@ -26,6 +26,7 @@ from brownout_protos.v1 import fault_pb2, injector_pb2
 from tests.support.deaths import FAULTS
 from tests.support.deaths_kernel import Datagrams, ProcessReader, faults_there, holders
 from tests.support.injectors import Client
+from tests.support.uml_wants import WANT
 
 STATE = Path("/var/lib/brownout")
 SOCKET = Path("/run/brownout/injector.sock")
@@ -34,7 +35,20 @@ INJECTOR = "brownout-injector.service"
 AGENT = "brownout-agent.service"
 _DROP_IN = Path(f"/run/systemd/system/{INJECTOR}.d/alone.conf")
 _WITHIN_S = 60.0
-_KINDS = frozenset({"memory.load", "process.pause", "process.kill", "process.fd_exhaustion", "process.pid_exhaustion"})
+_LIMITED_MS = 8_000
+_LIMITS: dict[str, tuple[str, dict[str, object], str]] = {
+    "cpu.throttle": ("wants-cpu.service", {"quota": "20%"}, "cpu.max"),
+    "process.freeze": ("wants-cpu.service", {}, "cgroup.freeze"),
+    "memory.limit": ("wants-memory.service", {"limit": "48MiB"}, "memory.high"),
+    "disk.throttle": ("wants-disk.service", {"write": "1MiB/s", "path": str(STATE)}, "io.max"),
+}
+"""By kind: the unit that wants what is limited, how much it gets, and the control file."""
+_KINDS = frozenset(
+    {
+        *("memory.load", "process.pause", "process.kill", "process.fd_exhaustion", "process.pid_exhaustion"),
+        *("process.freeze", "cpu.throttle"),
+    }
+)
 """One of each way to undo. Each victim is a service, and so has a control group of its own."""
 _FAULTS = tuple(fault for fault in FAULTS if fault.kind in _KINDS)
 _TAGS = {fault: f"victim-{fault.kind.removeprefix('process.')}" for fault in _FAULTS}
@@ -60,6 +74,7 @@ class Story:
         await self._killed()
         await self._frozen()
         await self._alone()
+        await self._limited()
         await self._inject()
         HELD.touch()
         os.sync()
@@ -111,28 +126,46 @@ class Story:
         _DROP_IN.unlink()
         _systemctl("daemon-reload")
 
-    async def _inject(self) -> None:
-        """All faults on, ordered at the injector's own door."""
+    async def _limited(self) -> None:
+        """Units by their names, limited in version 2 of control groups: what they get, and what the files say."""
+        client = await self._client()
+        for kind, (unit, parameters, name) in _LIMITS.items():
+            _systemctl("start", unit)
+            file = Path("/sys/fs/cgroup") / _show("ControlGroup", unit).strip("/") / name
+            pid, before = int(_show("MainPID", unit)), file.read_text()
+            fault_id = await _order(client, kind, {"unit": unit, **parameters}, _LIMITED_MS)
+            WANT.touch()
+            during, used_s, written, begun_s = file.read_text(), _cpu_s(pid), _written_bytes(), time.monotonic()
+            await asyncio.sleep(_LIMITED_MS / 2_000)  # what is measured is what happens in this time
+            elapsed_s, resident_bytes = time.monotonic() - begun_s, _resident_bytes(pid)
+            cpu_percent, disk_rate = 100 * (_cpu_s(pid) - used_s) / elapsed_s, (_written_bytes() - written) / elapsed_s
+            report = (await client.until(lambda said, one=fault_id: _is_over(said.report, one))).report  # type: ignore[misc]
+            self.say(
+                step=f"limited by {kind}",
+                texts=[before, during, file.read_text()],
+                cpu_percent=cpu_percent,
+                resident_bytes=resident_bytes,
+                disk_rate=disk_rate,
+                effect=[report.effect.proved, report.effect.achieved, report.effect.explanation],
+                residue=list(report.residue),
+            )
+            _systemctl("stop", unit)
+            WANT.unlink()
+        client.writer.close()
+
+    async def _client(self) -> Client:
+        """The injector's own door."""
         _systemctl("stop", AGENT)  # the newest agent wins
         _systemctl("start", INJECTOR)
         client = Client(*await asyncio.open_unix_connection(SOCKET))
         client.send(attach=injector_pb2.Attach(agent_version="test"))
+        return client
+
+    async def _inject(self) -> None:
+        """All faults on, one after the other: this host has one slow core."""
+        client = await self._client()
         for fault in _FAULTS:
-            parameters, fault_id = fault.filled_in(_TAGS[fault], ""), str(uuid.uuid4())
-            client.send(
-                inject=fault_pb2.Inject(
-                    fault_id=fault_id,
-                    environment="staging",
-                    kind=fault.kind,
-                    parameters={name: to_value(value) for name, value in parameters.items()},
-                    duration_ms=100_000,
-                    lease_ms=100_000,
-                )
-            )
-            reply = await client.reply()  # one after the other: this host has one slow core
-            assert reply.outcome == fault_pb2.OrderReply.ACCEPTED, f"{fault.kind}: {reply}"
-            told = await client.until(lambda said, one=fault_id: _is_decided(said.report, one))  # type: ignore[misc]
-            assert told.report.state == fault_pb2.ACTIVE, told.report
+            await _order(client, fault.kind, fault.filled_in(_TAGS[fault], ""), 100_000)
         await self._until(lambda: len(self._there()) == len(_FAULTS), "all faults are there")
         client.writer.close()
 
@@ -155,6 +188,47 @@ class Story:
 
     def say(self, **plain: Any) -> None:
         self._tester.write(json.dumps(plain).encode() + b"\n")
+
+
+async def _order(client: Client, kind: str, parameters: dict[str, object], duration_ms: int) -> str:
+    """Have a fault in effect; its id."""
+    fault_id = str(uuid.uuid4())
+    client.send(
+        inject=fault_pb2.Inject(
+            fault_id=fault_id,
+            environment="staging",
+            kind=kind,
+            parameters={name: to_value(value) for name, value in parameters.items()},
+            duration_ms=duration_ms,
+            lease_ms=100_000,
+        )
+    )
+    reply = await client.reply()
+    assert reply.outcome == fault_pb2.OrderReply.ACCEPTED, f"{kind}: {reply}"
+    told = await client.until(lambda said: _is_decided(said.report, fault_id))
+    assert told.report.state == fault_pb2.ACTIVE, told.report
+    return fault_id
+
+
+def _cpu_s(pid: int) -> float:
+    """User and system time (proc(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _resident_bytes(pid: int) -> int:
+    """Of a process (proc(5))."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _written_bytes() -> int:
+    """To this host's one disk (/proc/diskstats; a sector is of 512 bytes there)."""
+    lines = (line.split() for line in Path("/proc/diskstats").read_text().splitlines())
+    return sum(int(fields[9]) * 512 for fields in lines if fields[2] == "ubdb")
+
+
+def _is_over(report: fault_pb2.FaultReport, fault_id: str) -> bool:
+    return report.fault_id == fault_id and report.state in {fault_pb2.CLEAN, fault_pb2.RESIDUE}
 
 
 def _is_decided(report: fault_pb2.FaultReport, fault_id: str) -> bool:

@@ -30,7 +30,18 @@ ExecStart=/usr/bin/env LD_LIBRARY_PATH=/opt/brownout/python/lib $python -S /opt/
 UNIT
 mkdir $units/victim@fd_exhaustion.service.d
 printf '[Service]\nUser=nobody\n' >$units/victim@fd_exhaustion.service.d/user.conf
-victims=$(printf 'victim@%s.service ' pause kill fd_exhaustion pid_exhaustion)
+victims=$(printf 'victim@%s.service ' pause kill freeze fd_exhaustion pid_exhaustion cpu.throttle)
+# The weight is the default: it only has systemd switch the controller on.
+mkdir $units/victim@cpu.throttle.service.d
+printf '[Service]\nCPUWeight=100\n' >$units/victim@cpu.throttle.service.d/controller.conf
+for wants in cpu memory disk; do
+  cat >$units/wants-$wants.service <<UNIT
+[Service]
+CPUWeight=100
+IOWeight=100
+ExecStart=/usr/bin/env LD_LIBRARY_PATH=/opt/brownout/python/lib $python -I -S /opt/brownout/tests/support/uml_wants.py $wants
+UNIT
+done
 cat >$units/story.service <<UNIT
 [Unit]
 Wants=brownout-agent.service $victims
