@@ -8,7 +8,7 @@ import pytest
 from brownout_protos.v1 import fault_pb2
 
 from tests.host.network_pair import inside, network_namespace
-from tests.support.frozen import all_on, everything_allowed, renewing, victims
+from tests.support.frozen import all_on, everything_allowed, renewing, still_there, victims
 from tests.support.injectors import connect
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="loads nftables, stops processes")]
@@ -30,9 +30,10 @@ def test_two_of_every_kind_are_on_together_and_each_ends_alone(tmp_path: Path) -
                     client.send(stop=fault_pb2.Stop(fault_id=fault.fault_id))
                     clean = await client.state(fault_pb2.CLEAN)
                     assert (clean.fault_id, clean.end_cause) == (fault.fault_id, fault_pb2.STOPPED)
+                    there = await asyncio.to_thread(still_there, left)
                     left.remove(fault)
-                    assert not await asyncio.to_thread(fault.is_there), fault.kind
-                    gone = [one.kind for one in left if not await asyncio.to_thread(one.is_there)]
+                    assert fault not in there, fault.kind
+                    gone = [one.kind for one in left if one not in there]
                     assert not gone, f"the end of {fault.kind} took them along"
             client.writer.close()
             await client.writer.wait_closed()

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Host, Record, Refusal
+from brownout_agent.faults.group_limit import Setting
 from brownout_agent.kernel.disks import whole_disk
 from brownout_agent.kernel.processes import send_signal, wait_dead
 
@@ -91,7 +92,7 @@ def test_limits_on_other_disks_and_in_other_directions_stay(group: Path, disk: P
                 send_signal(it.holder.key, signal.SIGKILL)
                 assert wait_dead([it.holder.key], 5) == []
                 assert all(f"{whole_disk(str(disk))} " in left for left in it.fault.residue(it.record))
-                assert len(it.fault.residue(it.record)) == (1 if is_v2 else 2)
+                assert len(it.fault.residue(it.record)) == 2
                 for _ in range(2):
                     it.fault.undo(it.record)
                     assert limits(group) == before
@@ -118,7 +119,8 @@ def test_a_limit_that_is_there_already_and_a_folder_that_is_on_no_disk_are_refus
             recorded(Path("/proc"), pid=told.pid, write="1MiB/s")
         record = recorded(disk, pid=told.pid, write="1MiB/s")
         for plain in record.facts["settings"]:
-            Path(plain["file"]).write_text(f"{plain['device']} {plain['ours']}")
+            setting = Setting(**plain)
+            Path(setting.file).write_text(setting.as_written(setting.ours))
         with pytest.raises(Refusal, match="may write no more than 1048576 a second already"):
             recorded(disk, pid=told.pid, write="1MiB/s")
         inner = group / "inner"

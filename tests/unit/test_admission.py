@@ -130,7 +130,7 @@ def test_a_halted_host_refuses_and_says_how_it_is_released(tmp_path: Path) -> No
 
 
 def test_an_unknown_fault_is_refused_and_the_known_are_named(tmp_path: Path) -> None:
-    assert "cpu.load, disk.fill" in refusal(admission(tmp_path), replace(ORDER, kind="cpu.melt")).reason
+    assert "cpu.load, cpu.throttle" in refusal(admission(tmp_path), replace(ORDER, kind="cpu.melt")).reason
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Effect, Host, Record
-from brownout_agent.faults.disk_throttle import settings
+from brownout_agent.faults.disk_throttle import Reading, settings, windows
 from brownout_agent.faults.group_limit import Setting
 from brownout_agent.faults.memory_limit import times_killed, times_reached
 from brownout_agent.faults.process_freeze import is_frozen
@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 MIB = 2**20
 DISK = "254:0"
-NO_LIMITS = "rbps=max wbps=max riops=max wiops=max"
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -49,30 +48,38 @@ def test_an_order_that_limits_nothing_or_says_it_wrongly_is_refused(
 # ---- one line of a file --------------------------------------------------------------------------------------------
 
 
-def test_the_line_of_one_disk_is_ours_and_those_of_others_are_not(tmp_path: Path) -> None:
+def test_one_value_of_the_line_of_one_disk_is_ours_and_the_others_are_not(tmp_path: Path) -> None:
     file = write(tmp_path, io__max="8:0 rbps=1 wbps=max riops=max wiops=max\n") / "io.max"
-    setting = Setting(str(file), NO_LIMITS, "rbps=max wbps=5 riops=max wiops=max", DISK, NO_LIMITS)
-    assert (setting.now(), setting.is_ours) == (NO_LIMITS, False)
+    setting = Setting(str(file), "max", "5", DISK, "max", "wbps")
+    assert (setting.now(), setting.is_ours) == ("max", False)
     setting.give_back()
     assert file.read_text().startswith("8:0"), "nothing was written"
     setting.take()
-    assert file.read_text() == "254:0 rbps=max wbps=5 riops=max wiops=max"
+    assert file.read_text() == "254:0 wbps=5"
     assert setting.is_ours
+    file.write_text("8:0 rbps=1 wbps=5 riops=max wiops=max\n254:0 rbps=max wbps=5 riops=7 wiops=max\n")
+    assert setting.is_ours, "another value of it was changed by somebody else, which is none of our matter"
     setting.give_back()
-    assert file.read_text() == f"254:0 {NO_LIMITS}"
+    assert file.read_text() == "254:0 wbps=max"
 
 
 def order(**parameters: Any) -> Any:
     return catalogue()["disk.throttle"].Parameters.model_validate({"unit": "db.service", "path": "/srv", **parameters})
 
 
-def test_version_2_has_one_line_for_all_limits_of_a_disk_and_what_is_not_asked_for_stays(tmp_path: Path) -> None:
+def test_version_2_has_one_line_for_all_limits_of_a_disk(tmp_path: Path) -> None:
     file = write(tmp_path, io__max="254:0 rbps=9000000 wbps=max riops=max wiops=8\n") / "io.max"
-    (setting,) = settings(file, DISK, order(read="1MiB/s", write="2MiB/s", read_iops=7))
-    assert setting.before == "rbps=9000000 wbps=max riops=max wiops=8"
-    assert setting.ours == "rbps=1048576 wbps=2097152 riops=7 wiops=8"
+    found = settings(file, DISK, order(read="1MiB/s", write="2MiB/s", read_iops=7))
+    assert [(one.name, one.before, one.ours) for one in found] == [
+        ("rbps", "9000000", "1048576"),
+        ("wbps", "max", "2097152"),
+        ("riops", "max", "7"),
+    ]
     (setting,) = settings(file, "7:0", order(write="2MiB/s"))
-    assert (setting.before, setting.ours) == (NO_LIMITS, "rbps=max wbps=2097152 riops=max wiops=max")
+    assert (setting.as_written(setting.before), setting.as_written(setting.ours)) == (
+        "7:0 wbps=max",
+        "7:0 wbps=2097152",
+    )
 
 
 def test_version_1_has_a_file_for_each_limit_and_none_is_0(tmp_path: Path) -> None:
@@ -86,6 +93,27 @@ def test_version_1_has_a_file_for_each_limit_and_none_is_0(tmp_path: Path) -> No
         ("blkio.throttle.read_iops_device", "0", "7"),
     ]
     assert found[1].as_written(found[1].before) == "254:0 0"
+
+
+# ---- the judgement on disks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("readings", "shares"),
+    [
+        ([(0, 0, 0), (1_000, MIB, 0)], [0.5]),
+        ([(0, 0, 0), (1_000, MIB, 10)], [1.0]),
+        ([(0, 0, 0), (2, MIB, 0), (1_000, MIB, 0)], [0.5]),
+        ([(0, 0, 0), (1_000, 0, 0), (1_002, MIB, 0)], [0.0]),
+        ([(0, 0, 0), (2, MIB, 0)], []),
+        ([(0, 0, 0)], []),
+    ],
+    ids=["one of two limits", "the nearer one", "at once", "just before the end", "too short", "never read"],
+)
+def test_a_moment_says_nothing_of_a_rate(readings: list[tuple[int, int, int]], shares: list[float]) -> None:
+    """Limits of 2 MiB written and 10 reads a second; each reading in milliseconds, bytes and reads."""
+    done = [Reading(at_ms * 1_000_000, {"write": written, "read_iops": reads}) for at_ms, written, reads in readings]
+    assert windows(done, {"write": 2 * MIB, "read_iops": 10}) == shares
 
 
 # ---- what the kernel counts ----------------------------------------------------------------------------------------

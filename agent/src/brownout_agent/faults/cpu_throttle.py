@@ -115,8 +115,12 @@ class _ThrottleMeter(Meter):
         if len(self._readings) == 1:
             text = f"the fault ended before it could be measured{self._watch.text}"
             return Effect(self._quota, None, unit, False, text)
-        windows = [now.percent_since(before) for before, now in zip(self._readings, self._readings[1:], strict=False)]
         elapsed_ns, used = last.at_ns - first.at_ns, last.percent_since(first)
+        windows = [
+            now.percent_since(before)
+            for before, now in zip(self._readings, self._readings[1:], strict=False)
+            if now.at_ns - before.at_ns >= self._period_us * 1_000  # in less it may use all of a period's share
+        ] or [used]
         periods = self._latest.periods - self._before.periods
         throttled = self._latest.throttled - self._before.throttled
         held_back_s = self._latest.held_back_s - self._before.held_back_s

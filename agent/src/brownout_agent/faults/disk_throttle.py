@@ -6,8 +6,8 @@ back, and only in version 2, where the group has the memory controller as well; 
 first is written back on that group's account. So it is proved only where the group came up to the limit.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
@@ -25,7 +25,9 @@ from brownout_agent.quantities import format_size
 TOLERANCE = 0.05
 """A mean rate that is higher than the limit by more than this share of it is not proved."""
 BUSY = 0.8
-"""A group that never came up to this share of a limit in a second was not held back by it."""
+"""A group that never came up to this share of a limit for WINDOW_S was not held back by it."""
+WINDOW_S = 0.5
+"""Readings less far apart than this are taken together: of one request in a moment no rate can be told."""
 BURST_S = 0.5
 """What the kernel lets through at once when a group begins, in seconds of the limit (blk-throttle's slices)."""
 _DIRECTIONS = {"read": "rbps", "write": "wbps", "read_iops": "riops", "write_iops": "wiops"}
@@ -83,19 +85,19 @@ class DiskThrottle(GroupLimit[DiskThrottleParameters]):
 
 
 def settings(file: Path, disk: str, parameters: DiskThrottleParameters) -> list[Setting]:
-    """Version 2 has one line a disk for all limits, version 1 a file for each."""
+    """One for each limit, so that whoever changes another one keeps it: version 2 has a line of them for each disk,
+    version 1 a file for each.
+    """
+    return [_setting(file, disk, name, limit) for name, limit in parameters.limits().items()]
+
+
+def _setting(file: Path, disk: str, name: str, limit: int) -> Setting:
     if file.name == "io.max":
-        unset = " ".join(f"{word}=max" for word in _DIRECTIONS.values())
-        before = Setting(str(file), "", "", disk, unset).now() or unset
-        asked = {_DIRECTIONS[name]: limit for name, limit in parameters.limits().items()}
-        words = (word.partition("=") for word in before.split())
-        ours = " ".join(f"{word}={asked.get(word, value)}" for word, _, value in words)
-        return [Setting(str(file), before, ours, disk, unset)]
-    files = {name: str(file.with_name(f"blkio.throttle.{_VERSION_1[name]}_device")) for name in parameters.limits()}
-    return [
-        Setting(files[name], Setting(files[name], "", "", disk, "0").now() or "0", str(limit), disk, "0")
-        for name, limit in parameters.limits().items()
-    ]
+        setting = Setting(str(file), "max", str(limit), disk, "max", _DIRECTIONS[name])
+    else:
+        file = file.with_name(f"blkio.throttle.{_VERSION_1[name]}_device")
+        setting = Setting(str(file), "0", str(limit), disk, "0")
+    return replace(setting, before=setting.now() or setting.unset)
 
 
 def _limits_over(file: Path, disk: str, parameters: DiskThrottleParameters) -> Iterator[tuple[str, int, int]]:
@@ -103,26 +105,38 @@ def _limits_over(file: Path, disk: str, parameters: DiskThrottleParameters) -> I
     for folder in (file.parent, *file.parent.parents):
         if not (folder / file.name).exists():
             continue
-        for setting in settings(folder / file.name, disk, parameters):
-            for name, limit in parameters.limits().items():
-                there = _there(setting, name)
-                if there is not None:
-                    yield name, limit, there
-
-
-def _there(setting: Setting, name: str) -> int | None:
-    """The limit of this name that was there before, if this is the setting for it."""
-    if setting.file.endswith("io.max"):
-        text = dict(word.split("=") for word in setting.before.split())[_DIRECTIONS[name]]
-    else:
-        text = setting.before if f".{_VERSION_1[name]}_" in setting.file else "0"
-    return None if text in ("max", "0") else int(text)
+        there = settings(folder / file.name, disk, parameters)
+        for setting, (name, limit) in zip(there, parameters.limits().items(), strict=True):
+            if setting.before != setting.unset:
+                yield name, limit, int(setting.before)
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
+class Reading:
+    """What was done by then (CLOCK_BOOTTIME), by parameter: bytes, or requests."""
+
     at_ns: int
     done: dict[str, int]
+
+    def shares_since(self, earlier: "Reading", limits: dict[str, int]) -> dict[str, float]:
+        """Of each limit, what was done in between."""
+        elapsed_s = (self.at_ns - earlier.at_ns) / 1e9
+        return {
+            name: (self.done[name] - earlier.done[name]) / elapsed_s / limit if elapsed_s > 0 else 0.0
+            for name, limit in limits.items()
+        }
+
+
+def windows(readings: Sequence[Reading], limits: dict[str, int]) -> list[float]:
+    """Of the limit that it came nearest to, what was done in each stretch of WINDOW_S or more between two readings.
+    Pure.
+    """
+    found, begun = [], readings[0]
+    for reading in readings[1:]:
+        if reading.at_ns - begun.at_ns >= WINDOW_S * 1e9:
+            found.append(max(reading.shares_since(begun, limits).values()))
+            begun = reading
+    return found
 
 
 class _IoMeter(Meter):
@@ -133,11 +147,11 @@ class _IoMeter(Meter):
         self._disk: str = record.facts["disk"]
         self._limits = record.parameters.limits()
         self._watch = SettingWatch(settings_of(record.facts))
-        self._readings = [_Reading(boottime_ns(), read_io(self._group, self._disk))]
+        self._readings = [Reading(boottime_ns(), read_io(self._group, self._disk))]
 
     def sample(self) -> None:
         if self._watch.look():
-            self._readings.append(_Reading(boottime_ns(), read_io(self._group, self._disk)))
+            self._readings.append(Reading(boottime_ns(), read_io(self._group, self._disk)))
 
     def effect(self) -> Effect:
         unit = "% of the limit"
@@ -146,28 +160,21 @@ class _IoMeter(Meter):
             return Effect(100.0, None, unit, False, text)
         first, last = self._readings[0], self._readings[-1]
         elapsed_s = (last.at_ns - first.at_ns) / 1e9
-        means = {name: self._share(name, first, last) for name in self._limits}
-        name = max(means, key=lambda one: means[one])
-        windows = [self._share(name, *pair) for pair in zip(self._readings, self._readings[1:], strict=False)]
+        means = last.shares_since(first, self._limits)
+        nearest, stretches = max(means.values()), windows(self._readings, self._limits)
         rates = ", ".join(
-            f"{_written(one, mean * limit)} of {_written(one, limit)}"
-            for one, limit in self._limits.items()
-            for mean in [means[one]]
+            f"{_written(name, means[name] * limit)} of {_written(name, limit)}" for name, limit in self._limits.items()
         )
         text = f"over {elapsed_s:.1f} s {self._group} did on average {rates} on disk {self._disk}{self._watch.text}"
-        was_held_back = max(windows) >= BUSY
+        was_held_back = max(stretches, default=0.0) >= BUSY
         if not was_held_back:
             text += "; it never came up to a limit, so nothing held it back"
         is_kept = all(mean <= 1 + TOLERANCE + BURST_S / elapsed_s for mean in means.values())
         return Effect(
-            100.0, 100 * means[name], unit, was_held_back and is_kept and self._watch.always_stood, text,
-            samples=self._watch.looks, lowest=100 * min(windows), highest=100 * max(windows),
+            100.0, 100 * nearest, unit, was_held_back and is_kept and self._watch.always_stood, text,
+            samples=self._watch.looks, lowest=100 * min(stretches, default=nearest),
+            highest=100 * max(stretches, default=nearest),
         )  # fmt: skip
-
-    def _share(self, name: str, earlier: _Reading, later: _Reading) -> float:
-        """Of its limit, what was done in between."""
-        elapsed_s = (later.at_ns - earlier.at_ns) / 1e9
-        return (later.done[name] - earlier.done[name]) / elapsed_s / self._limits[name] if elapsed_s > 0 else 0.0
 
 
 def _written(name: str, rate: float) -> str:

@@ -28,7 +28,7 @@ class Setting:
     """A control file, what it said before, and what it says while it is ours: as the kernel shows both.
 
     Of a file with a line for each disk it is one line: `device` are the disk's numbers, like 254:0, and `unset` is what
-    a line would say that is not there.
+    a line would say that is not there. Of a line of several values, each behind its `name`, it is one value.
     """
 
     file: str
@@ -36,6 +36,7 @@ class Setting:
     ours: str
     device: str = ""
     unset: str = ""
+    name: str = ""
 
     def now(self) -> str | None:
         """What it says, None where the file is gone: with its group, or with the controller."""
@@ -52,12 +53,15 @@ class Setting:
             return None
         if not self.device:
             return text
-        lines = dict(line.split(" ", 1) for line in text.splitlines())
-        return lines.get(self.device, self.unset)
+        value = dict(line.split(" ", 1) for line in text.splitlines()).get(self.device, "")
+        if self.name:
+            value = dict(word.split("=") for word in value.split()).get(self.name, "")
+        return value or self.unset
 
     def as_written(self, value: str) -> str:
         """What has to be written for this value."""
-        return f"{self.device} {value}" if self.device else value
+        named = f"{self.name}={value}" if self.name else value
+        return f"{self.device} {named}" if self.device else named
 
     @property
     def is_ours(self) -> bool:
@@ -151,7 +155,7 @@ class SettingWatch:
             now = setting.now()
             if now != setting.ours:
                 stands = False
-                what = "was gone" if now is None else f"said `{now}`, which somebody else wrote,"
+                what = "was gone" if now is None else f"said `{setting.as_written(now)}`, which somebody else wrote,"
                 self._foreign.setdefault(setting.file, f"{setting.file} {what} at reading {self.looks}")
         self.stood += stands
         return stands
