@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Collection
 from pathlib import Path
 
-from tests.support.deaths import FAULTS, FaultCase, Seen
+from tests.support.deaths import FAULTS, Seen
 from tests.support.deaths_controller import ControllerLink
 from tests.support.deaths_kernel import PIDS_GROUPS, Datagrams, Process, ProcessReader, control_groups_of, strangers
 
@@ -50,8 +50,6 @@ async def make_bridge() -> None:
 
 class Host:
     """One host: what is done to it, and the few facts that a trial needs of it."""
-
-    faults: tuple[FaultCase, ...] = FAULTS
 
     def __init__(self, number: int, folder: Path, controller: ControllerLink) -> None:
         self.name = f"host-{number}"
