@@ -25,12 +25,12 @@ from pathlib import Path
 
 from tests.support import deaths_strikes, uml_strikes
 from tests.support.alone import be_alone
-from tests.support.deaths import BY_NAME, COLUMNS, FAULT_S, Column, Outcome, Phase
+from tests.support.deaths import BY_NAME, COLUMNS, FAULT_S, Column, FaultCase, Outcome, Phase
 from tests.support.deaths_controller import ControllerLink
 from tests.support.deaths_document import document
 from tests.support.deaths_host import CONTROLLER_ADDRESS, Host, in_memory, make_bridge, run
 from tests.support.deaths_strikes import SHORT_S, Watch, mend
-from tests.support.deaths_trial import Scene, trial
+from tests.support.deaths_trial import AnyHost, Scene, trial
 from tests.support.uml import MODULES, UmlHost, make_share
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +41,22 @@ _TURNS = 3
 _CONTROLLER = {"controller KILL"}
 _CONTROLLER_HOSTS = 2
 """Hosts with a controller of their own, which is killed."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A trial to be made."""
+
+    column: Column
+    phase: Phase
+    faults: tuple[FaultCase, ...]
+    seed: int
+
+    def scene(self, host: AnyHost, duration_s: float) -> Scene:
+        """Its beginning."""
+        return Scene(
+            host, self.faults, self.column, self.phase, random.Random(self.seed), self.column.bound_s, duration_s
+        )
 
 
 class Matrix:
@@ -59,19 +75,23 @@ class Matrix:
             if column in repeats:
                 self._tried[column, phase] += 1
 
-    def next_for(self, columns: set[str]) -> tuple[Column, Phase, int] | None:
-        """The column and phase that was tried least, with a seed; None when all are done."""
+    def next_for(self, columns: set[str]) -> Chosen | None:
+        """The column and phase that was tried least; None when all are done.
+
+        Each phase of a column begins with another group of faults, so that its first trials have had most of them.
+        """
         open_ = [key for key, count in self._tried.items() if key[0] in columns and count < self._repeats[key[0]]]
         if not open_:
             return None
         fewest = min(self._tried[key] for key in open_)
         name, phase = self._random.choice([key for key in open_ if self._tried[key] == fewest])
         self._tried[name, phase] += 1
-        return BY_NAME[name], phase, self._random.getrandbits(48)
+        faults = BY_NAME[name].group(fewest + list(Phase).index(phase))
+        return Chosen(BY_NAME[name], phase, faults, self._random.getrandbits(48))
 
-    def give_back(self, column: Column, phase: Phase) -> None:
+    def give_back(self, column: str, phase: Phase) -> None:
         """What was begun told nothing: to be tried again."""
-        self._tried[column.name, phase] -= 1
+        self._tried[column, phase] -= 1
 
     def take(self, outcomes: list[Outcome], logs: Callable[[], str]) -> bool:
         """Keep what came of a trial, at once; whether all of it is good."""
@@ -80,7 +100,7 @@ class Matrix:
             file.writelines(outcome.as_line() for outcome in outcomes)
         self.outcomes += outcomes
         if any(outcome.censored for outcome in outcomes):  # it told nothing, or not all: to be tried again
-            self.give_back(BY_NAME[outcomes[0].column], outcomes[0].phase)
+            self.give_back(outcomes[0].column, outcomes[0].phase)
         bad = [outcome for outcome in outcomes if outcome.judgement != "good"]
         first = outcomes[0]
         told = [(one.fault, one.gone_after_s) for one in bad]
@@ -112,18 +132,18 @@ class Sitting:
     failed: list[Exception] = field(default_factory=list)
     """By which hosts ended before their time."""
 
-    def choose(self, columns: set[str]) -> tuple[Column, Phase, int] | None:
+    def choose(self, columns: set[str]) -> Chosen | None:
         """The next trial of a host that can stand for these columns; None when it is time to end."""
         return None if time.monotonic() > self.ends_s else self.matrix.next_for(columns)
 
     @contextlib.contextmanager
-    def trying(self, name: str, column: Column, phase: Phase) -> Iterator[None]:
+    def trying(self, name: str, chosen: Chosen) -> Iterator[None]:
         """While a host is tried: if that fails otherwise than by an outcome, another host takes the trial up."""
         try:
             yield
         except Exception:
-            self.matrix.give_back(column, phase)
-            print(f"{name} is given up, on {column.name}, {phase}", file=sys.stderr, flush=True)
+            self.matrix.give_back(chosen.column.name, chosen.phase)
+            print(f"{name} is given up, on {chosen.column.name}, {chosen.phase}", file=sys.stderr, flush=True)
             raise
 
     async def living(self, life: Awaitable[None]) -> None:
@@ -140,15 +160,13 @@ class Sitting:
         await host.build()
         try:
             while chosen := self.choose(columns):
-                column, phase, seed = chosen
-                is_short = column.name == "none" and phase is Phase.HOLD
-                scene = Scene(host, column, phase, random.Random(seed), column.bound_s)
-                scene.duration_s = SHORT_S if is_short else FAULT_S
-                strike = deaths_strikes.strikes(host)[column.name]
-                with self.trying(host.name, column, phase):
-                    outcomes = await trial(scene, strike, seed, self.watch.on(scene, host), self.turns)
+                is_short = chosen.column.name == "none" and chosen.phase is Phase.HOLD
+                scene = chosen.scene(host, SHORT_S if is_short else FAULT_S)
+                strike = deaths_strikes.strikes(host)[chosen.column.name]
+                with self.trying(host.name, chosen):
+                    outcomes = await trial(scene, strike, chosen.seed, self.watch.on(scene, host), self.turns)
                 was_good = self.matrix.take(outcomes, host.logs)
-                await mend(host, column, was_good=was_good)
+                await mend(host, chosen.column, was_good=was_good)
         finally:
             await host.dismantle()
 
@@ -158,17 +176,16 @@ class Sitting:
         await host.build()
         try:
             while chosen := self.choose(columns):
-                column, phase, seed = chosen
-                is_short = column.name != "power cut" and phase is not Phase.UNDO
-                scene = Scene(host, column, phase, random.Random(seed), column.bound_s)
-                scene.duration_s = uml_strikes.CLOCK_FAULT_S if is_short else FAULT_S
-                strike = uml_strikes.strikes(host)[column.name]
-                with self.trying(host.name, column, phase):
-                    outcomes = await trial(scene, strike, seed, uml_strikes.watched(scene, host), self.turns)
+                column = chosen.column.name
+                is_short = column != "power cut" and chosen.phase is not Phase.UNDO
+                scene = chosen.scene(host, uml_strikes.CLOCK_FAULT_S if is_short else FAULT_S)
+                strike = uml_strikes.strikes(host)[column]
+                with self.trying(host.name, chosen):
+                    outcomes = await trial(scene, strike, chosen.seed, uml_strikes.watched(scene, host), self.turns)
                 if not self.matrix.take(outcomes, host.logs):
                     await host.power_cut()
-                elif column.name in uml_strikes.STEPS_S:
-                    host.step_clock(-uml_strikes.STEPS_S[column.name])
+                elif column in uml_strikes.STEPS_S:
+                    host.step_clock(-uml_strikes.STEPS_S[column])
         finally:
             await host.dismantle()
 

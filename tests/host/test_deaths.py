@@ -1,6 +1,7 @@
-"""A fault always ends: each cell of the death matrix once, on a random instant whose seed is printed.
+"""A fault always ends: each column and phase of the death matrix once, every fault under every column, at a random
+instant whose seed is printed.
 
-Many times over, with clocks stepped both ways: `make bench-death-matrix`.
+All cells, many times over, with clocks stepped both ways: `make bench-death-matrix`.
 """
 
 import os
@@ -53,4 +54,11 @@ def test_every_fault_of_a_host_is_gone_in_time_and_leaves_nothing(
     bad = [outcome.as_line() for outcome in told if outcome.judgement != "good"]
     assert not bad, "".join(bad)
     silent = {outcome.censored for outcome in mine if outcome.censored}
-    assert {outcome.fault for outcome in told} == {fault.kind for fault in column.faults}, silent
+    group = column.group(list(Phase).index(phase))
+    assert {outcome.fault for outcome in told} == {fault.kind for fault in group}, silent
+
+
+@pytest.mark.parametrize("column", _ONCE, ids=lambda column: column.name)
+def test_every_fault_is_tried_under_every_column(column: Column) -> None:
+    groups = [column.group(turn) for turn in range(len(Phase))]
+    assert {fault for group in groups for fault in group} == set(column.faults)

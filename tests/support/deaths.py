@@ -1,16 +1,19 @@
 """The words of the death matrix: the faults, what may die, when it strikes, and what came of each cell.
 
-A *cell* is one fault under one column in one phase. One trial has every fault of a host on at once, so it fills as many
-cells as the host has faults.
+A *cell* is one fault under one column in one phase. One trial has a group of faults on at once, and fills a cell for
+each of them; the next trial of the same column and phase has the next group.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
 LEASE_S = 10.0
 FAULT_S = 60.0
 """How long faults would last if nothing happened; longer than every bound."""
+AT_ONCE = 10
+"""The most faults of one trial: what hosts of two cores, several side by side, begin and undo without being slow."""
 RESTART_S = 3.0
 """What process.kill allows a program that it starts again to be itself (_START_TIMEOUT_S)."""
 VICTIM = "import signal\nwhile True: signal.pause()"
@@ -153,6 +156,11 @@ class Column:
     def faults(self) -> tuple[FaultCase, ...]:
         """Those that its hosts can have."""
         return UML_FAULTS if self.on_uml else FAULTS
+
+    def group(self, turn: int) -> tuple[FaultCase, ...]:
+        """Those of one trial. In as many turns as there are groups each fault comes once."""
+        count = math.ceil(len(self.faults) / AT_ONCE)
+        return self.faults[turn % count :: count]
 
 
 COLUMNS = (

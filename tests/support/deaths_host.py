@@ -16,7 +16,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from tests.support.control_groups import thaw
-from tests.support.deaths import BY_GROUP, FAULTS, FaultCase, Seen
+from tests.support.deaths import BY_GROUP, FAULTS, Seen
 from tests.support.deaths_controller import ControllerLink
 from tests.support.deaths_kernel import GROUPS, Datagrams, Process, ProcessReader, control_groups_of, strangers
 
@@ -51,8 +51,6 @@ async def make_bridge() -> None:
 
 class Host:
     """One host: what is done to it, and the few facts that a trial needs of it."""
-
-    faults: tuple[FaultCase, ...] = FAULTS
 
     def __init__(self, number: int, folder: Path, controller: ControllerLink) -> None:
         self.name = f"host-{number}"

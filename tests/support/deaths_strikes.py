@@ -50,7 +50,8 @@ class Watch:
         for scene, host in scenes:
             assert host.datagrams is not None
             processes = of_host(everyone, host)
-            there = faults_there(host.tags, processes, host.datagrams)
+            tags = {fault: host.tags[fault] for fault in scene.faults}
+            there = faults_there(tags, processes, host.datagrams)
             scene.see(there, is_busy=bool(there or holders(processes)), began_s=began_s)
 
 

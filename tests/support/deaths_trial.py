@@ -1,4 +1,4 @@
-"""One trial: all faults of a host, one strike in one phase, and the kernel watched until everything is gone."""
+"""One trial: a group of faults on a host, one strike in one phase, and the kernel watched until everything is gone."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,6 @@ class AnyHost(Protocol):
     """What a trial needs of a host, whatever it is made of."""
 
     name: str
-    faults: tuple[FaultCase, ...]
     tags: dict[FaultCase, str]
     scratch: Path
     controller: ControllerLink
@@ -56,6 +55,7 @@ class Scene:
     """A trial as it goes: what was seen of each fault, and when, on the monotonic clock."""
 
     host: AnyHost
+    faults: tuple[FaultCase, ...]
     column: Column
     phase: Phase
     random: random.Random
@@ -103,9 +103,9 @@ class Scene:
 
     def inject_all(self) -> None:
         """Order every fault at once."""
-        for fault, tag in self.host.tags.items():
+        for fault in self.faults:
             self.ids[fault] = str(uuid.uuid4())
-            parameters = fault.filled_in(tag, str(self.host.scratch))
+            parameters = fault.filled_in(self.host.tags[fault], str(self.host.scratch))
             self.host.controller.inject(self.host.name, self.ids[fault], fault.kind, parameters, self.duration_s)
 
     def all_are_told(self) -> bool:
@@ -149,7 +149,7 @@ class HostFailed(Exception):
 async def trial(
     scene: Scene, strike: Strike, seed: int, watching: AbstractContextManager[None], turns: asyncio.Semaphore
 ) -> list[Outcome]:
-    """Every fault of the scene's host under its column, in its phase: one outcome each."""
+    """Every fault of the scene under its column, in its phase: one outcome each."""
     with watching:
         try:
             async with turns:
@@ -273,7 +273,7 @@ def _outcomes(
             censored=censored,
             said=scene.host.controller.reports.get(scene.ids.get(fault, ""), "")[:600],
         )
-        for fault in scene.host.faults
+        for fault in scene.faults
     ]
 
 

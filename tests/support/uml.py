@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support.deaths import UML_FAULTS, VICTIM, FaultCase
+from tests.support.deaths import UML_FAULTS, VICTIM
 from tests.support.deaths_controller import ControllerLink
 from tests.support.deaths_host import BRIDGE, CONTROLLER_ADDRESS, run
 from tests.support.deaths_trial import HostFailed
@@ -64,8 +64,6 @@ def make_share(folder: Path) -> Path:
 
 class UmlHost:
     """One machine. `on_look` is told what its kernel shows, several times a second."""
-
-    faults: tuple[FaultCase, ...] = UML_FAULTS
 
     def __init__(self, number: int, folder: Path, share: Path, controller: ControllerLink) -> None:
         self.name = f"uml-{number}"

@@ -17,7 +17,7 @@ BOUND_S = 1.0
 
 
 def scene() -> Scene:
-    return Scene(cast(AnyHost, None), Column("none", BOUND_S), Phase.UNDO, random.Random(1), BOUND_S)
+    return Scene(cast(AnyHost, None), (), Column("none", BOUND_S), Phase.UNDO, random.Random(1), BOUND_S)
 
 
 def outcome(gone_after_s: float | None) -> Outcome:
