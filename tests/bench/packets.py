@@ -80,21 +80,7 @@ async def rates(pair: Pair) -> tuple[list[Row], bool]:
     rows, is_well = [], True
     for rate in RATES_MBIT:
         burst = f"{max(rate * 1_250, 5_000)}"  # what the rate carries in 10 ms
-        run(
-            "tc",
-            "qdisc",
-            "add",
-            "dev",
-            "eth0",
-            "root",
-            "tbf",
-            "rate",
-            f"{rate}mbit",
-            "burst",
-            burst,
-            "latency",
-            "200ms",
-        )
+        run(*f"tc qdisc add dev eth0 root tbf rate {rate}mbit burst {burst} latency 200ms".split())
         try:
             by_tbf = carried_mbit(pair, leaves=True)
         finally:
