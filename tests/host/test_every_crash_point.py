@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from brownout_agent.kernel import own_groups
 from brownout_agent.kernel.cgroups import PREFIX
 
+from tests.support.control_groups import fault_parents
 from tests.support.crash_points import points_of, traced_host
 from tests.support.crash_points_document import missing
 from tests.support.crash_scenes import SCENES, look, strike, trace
@@ -77,7 +77,7 @@ def test_a_killed_bench_leaves_no_process_no_control_group_and_no_file(tmp_path:
 
 
 def _groups_of(pid: int) -> list[Path]:
-    groups = (parent / f"{GROUP}{pid}" for parent in own_groups.parents())
+    groups = (parent / f"{GROUP}{pid}" for parent in fault_parents())
     return [group for group in groups if group.exists()]
 
 

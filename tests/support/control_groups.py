@@ -95,13 +95,18 @@ def _group_of_this_process(tree: Path) -> Path:
     raise AssertionError(f"/proc/self/cgroup does not name {tree}")
 
 
+def fault_parents() -> list[Path]:
+    """This process's group in each tree that faults have to do with: where ours are made, and those of LIMITS."""
+    return sorted({*parents(), *(group for controller in LIMITS for group in own_groups(os.getpid(), controller))})
+
+
 def leave_own_trees() -> None:
     """In this mount namespace, which must be the caller's own, unmount each tree that no fault has to do with.
 
     Whoever starts a process again puts it into its group in every tree: what is done twelve times on a host of
     version 1 is then done as often as on most hosts.
     """
-    ours = [*parents(), *(group for controller in LIMITS for group in own_groups(os.getpid(), controller))]
+    ours = fault_parents()
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         place, _, filesystem = line.partition(" - ")
         point = Path(place.split(" ")[4])

@@ -62,7 +62,9 @@ class Host:
         self.programs: dict[str, asyncio.subprocess.Process] = {}
         self.tags = {fault: f"victim-{uuid.uuid4().hex}" for fault in FAULTS}
         self.group = MEMORY_GROUPS / f"deaths-{uuid.uuid4().hex[:8]}"
-        self._victims_groups = {seen: GROUPS / tree / self.group.name for seen, (tree, _) in BY_GROUP.items()}
+        self._victims_groups = {
+            seen: GROUPS / tree / f"{self.group.name}-victim" for seen, (tree, _) in BY_GROUP.items()
+        }
         """Of each victim whose fault is about its group."""
         self._address = f"10.99.{number // 250 + 1}.{number % 250 + 1}/16"
         self._image = self.folder / "image"

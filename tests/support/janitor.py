@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from brownout_agent.kernel.own_groups import parents
+from tests.support.control_groups import fault_parents, thaw
 
 GROUP = "brownout-program-"
 _GONE_WITHIN_S = 20.0
@@ -22,7 +22,7 @@ def employ() -> None:
     own. The janitor hears of the end by a pipe that every exec inherits, and no program that Python starts.
     """
     folder = Path(tempfile.mkdtemp(prefix=GROUP))
-    groups = [parent / f"{GROUP}{os.getpid()}" for parent in parents()]
+    groups = [parent / f"{GROUP}{os.getpid()}" for parent in fault_parents()]
     heard, held = os.pipe()
     if os.fork() == 0:
         os.setsid()
@@ -44,6 +44,7 @@ def _clean_up(groups: list[Path], folder: Path) -> None:
         for group in left:
             for one in (*group.glob("*/"), group):
                 with suppress(OSError):  # its processes are dying yet
+                    thaw(one)
                     for pid in (one / "cgroup.procs").read_text().split():
                         os.kill(int(pid), signal.SIGKILL)
                     one.rmdir()

@@ -22,14 +22,12 @@ from typing import Any
 
 from brownout_agent.fingerprint import Fingerprint, from_wire
 from brownout_agent.frames import to_value
-from brownout_agent.kernel import own_groups
 from brownout_agent.kernel.cgroups import PREFIX, group_folders
-from brownout_agent.kernel.cgroups import own_groups as groups_of
 from brownout_controller.analysis.residue import find_residue
 from brownout_controller.record import ResidueState
 from brownout_protos.v1 import fault_pb2, injector_pb2
 
-from tests.support.control_groups import JOIN, LIMITS, thaw
+from tests.support.control_groups import JOIN, LIMITS, fault_parents, thaw
 from tests.support.disks import MIB, ext4
 from tests.support.injectors import ACCEPTED, Client, connect, holders, injector
 
@@ -274,9 +272,8 @@ async def undo_host(folder: Path, under: tuple[str, ...] = ()) -> AsyncIterator[
 
 def make_groups() -> tuple[Path, ...]:
     """A group with each controller of LIMITS, beside this process or where one of ours would be; what can be had."""
-    own = {group for controller in LIMITS for group in groups_of(os.getpid(), controller)}
     made = []
-    for parent in sorted(own | {*own_groups.parents()}):
+    for parent in fault_parents():
         group = parent / f"undo-{uuid.uuid4().hex[:8]}"
         group.mkdir()
         if any((group / name).exists() for names in LIMITS.values() for name in names):
