@@ -16,13 +16,15 @@ from tests.support.postgres import Postgres, postgres
 class _ByFile(LoadScopeScheduling):
     """One file's tests run in one process, and so do those of all files that inject.
 
-    Whoever starts injectors on this machine judges what is on all of it, as the residue audit does. The groups of xdist
-    3.8 would say it better, but pytest 9 does not let it write them into the names of tests.
+    Whoever starts injectors on this machine judges what is on all of it, as the residue audit does; workers apart from
+    each other have a machine each. The groups of xdist 3.8 would say it better, but pytest 9 does not let it write them
+    into the names of tests.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "this machine" if _injects(self.config.rootpath / file) else file
+        are_apart = any("tests.support.apart" in worker for worker in self.config.getoption("tx"))
+        return "this machine" if not are_apart and _injects(self.config.rootpath / file) else file
 
 
 def pytest_configure() -> None:
@@ -44,10 +46,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a host measure, so nothing may run beside them."""
+    """Tests of a host judge all that is on it: each file has a machine of its own, or, if it measures, the machine."""
     for item in items:
-        if item.path.parent.name == "host":
-            item.add_marker(pytest.mark.alone)
+        if item.path.parent.name == "host" and item.get_closest_marker("alone") is None:
+            item.add_marker(pytest.mark.apart)
 
 
 @pytest.fixture(scope="session")
