@@ -50,6 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name == "host" and item.get_closest_marker("alone") is None:
             item.add_marker(pytest.mark.apart)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)  # what takes long begins first, so that nothing waits for it
 
 
 @pytest.fixture(scope="session")
