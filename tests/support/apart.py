@@ -1,6 +1,6 @@
-"""A Python in pid, mount, network, IPC and control group namespaces of its own: for workers of pytest that inject.
+"""A Python in pid, mount, network, IPC and control group namespaces of its own: for the workers of pytest.
 
-    pytest -d --tx "3*popen//python=.venv/bin/python -m tests.support.apart" -m apart
+    pytest -d --tx "3*popen//python=.venv/bin/python -m tests.support.apart" -m "not alone"
 
 Whoever injects judges what is on the whole machine, as the residue audit does: what the worker beside it does is not on
 its machine. They share its cores, its disk and its memory, so what measures those is no work for them.
