@@ -24,7 +24,7 @@ demo: install
 
 test: .venv/.development
 	@$(PYTHON) tools/packages.py test
-	@$(BIN)/pytest -n 3 -m "not alone"
+	@$(BIN)/pytest -d --tx "3*popen//python=$(BIN)/python -m tests.support.apart" --no-loadscope-reorder -m "not alone"
 	@$(BIN)/pytest -m alone
 
 check: .venv/.development

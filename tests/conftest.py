@@ -1,6 +1,7 @@
 """What many tests share: a database of either kind, the server behind one of them, and who may run beside whom."""
 
 import functools
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +17,15 @@ from tests.support.postgres import Postgres, postgres
 class _ByFile(LoadScopeScheduling):
     """One file's tests run in one process, and so do those of all files that inject.
 
-    Whoever starts injectors on this machine judges what is on all of it, as the residue audit does. The groups of xdist
-    3.8 would say it better, but pytest 9 does not let it write them into the names of tests.
+    Whoever starts injectors judges what is on all of the machine, as the residue audit does; workers that are apart
+    have a machine each. The groups of xdist 3.8 would say it better, but pytest 9 does not let it write them into the
+    names of tests.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "this machine" if _injects(self.config.rootpath / file) else file
+        are_apart = os.geteuid() == 0 and any("tests.support.apart" in worker for worker in self.config.getoption("tx"))
+        return "this machine" if not are_apart and _injects(self.config.rootpath / file) else file
 
 
 def pytest_configure() -> None:
@@ -34,7 +37,7 @@ def pytest_configure() -> None:
 
 @functools.cache
 def _injects(file: Path) -> bool:
-    return file.parent.name == "contract" or "pytest.mark.injects" in file.read_text(encoding="utf-8")
+    return file.parent.name in {"contract", "host"} or "pytest.mark.injects" in file.read_text(encoding="utf-8")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -44,10 +47,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a host measure, so nothing may run beside them."""
-    for item in items:
-        if item.path.parent.name == "host":
-            item.add_marker(pytest.mark.alone)
+    """Files that take long begin first, so that nothing waits for them in the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ from tests.support.control_groups import limited
 from tests.support.faultbench import Held, held
 from tests.support.polling import wait_until
 
+pytestmark = pytest.mark.alone
+
 CORE = min(os.sched_getaffinity(0))
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="control groups and low nice values need root")
 PRECEDENCE = -20 if os.geteuid() == 0 else 0

@@ -23,6 +23,7 @@ _ONCE = [column for column in COLUMNS if not column.on_uml] + [
     column for column in COLUMNS if column.name in {"power cut", "clock -10 y"} and shutil.which("linux.uml")
 ]
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.root,
     pytest.mark.slow,
     pytest.mark.timeout(_MINUTES * 60 + 90),

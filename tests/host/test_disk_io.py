@@ -23,6 +23,8 @@ from tests.support.disks import MIB, ext4, free_bytes
 from tests.support.faultbench import held
 from tests.support.polling import wait_until
 
+pytestmark = pytest.mark.alone
+
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and control groups need root")
 
 

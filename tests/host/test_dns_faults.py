@@ -326,6 +326,7 @@ def answers_soon(address: str) -> bool:
 # ---- dns.delay ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("server", [FAR, STUB])
 def test_answers_come_later_by_the_delay_once_and_others_do_not(near: Pair, server: str) -> None:
     async def scene() -> None:

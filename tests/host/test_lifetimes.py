@@ -12,7 +12,11 @@ import pytest
 from tests.host.network_pair import inside, network_namespace
 from tests.support.frozen import bound_s, freeze_each
 
-pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="stops processes, loads nftables")]
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="stops processes, loads nftables"),
+]
 
 
 TELLING = (("injector",), ("agent", "injector", "holders"), ("agent", "injector", "holders", "watchdog"))

@@ -18,6 +18,8 @@ from tests.support.control_groups import limited
 from tests.support.faultbench import Held, held
 from tests.support.polling import wait_until
 
+pytestmark = pytest.mark.alone
+
 MIB = 2**20
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="control groups need root")
 # Of the rival and this process, which is large by now, the kernel is to kill the rival if it kills more than the fault.

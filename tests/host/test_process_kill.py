@@ -300,13 +300,16 @@ def test_a_restart_that_could_not_be_true_is_refused(tmp_path: Path) -> None:
     program.write_bytes(Path("/bin/sleep").read_bytes())
     program.chmod(0o755)
     with subprocess.Popen([program, "60"]) as child:
-        until(lambda: (seen := read_process(child.pid)) is not None and seen.comm == "short-lived")
-        parameters = fault.Parameters.model_validate({"pid": child.pid, "restart": True})
-        assert fault.prepare(parameters, Host())["comebacks"][0]["images"]
-        program.unlink()
-        with pytest.raises(Refusal, match="is not a file here"):
-            fault.prepare(parameters, Host())
-        child.kill()
+        try:
+            # Its name is there before its arguments are (execve(2)).
+            until(lambda: Path(f"/proc/{child.pid}/cmdline").read_bytes().startswith(bytes(program)))
+            parameters = fault.Parameters.model_validate({"pid": child.pid, "restart": True})
+            assert fault.prepare(parameters, Host())["comebacks"][0]["images"]
+            program.unlink()
+            with pytest.raises(Refusal, match="is not a file here"):
+                fault.prepare(parameters, Host())
+        finally:
+            child.kill()
 
 
 def test_a_pid_that_somebody_else_has_now_is_not_hit(folder: Path) -> None:

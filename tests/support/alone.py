@@ -15,14 +15,20 @@ def is_beside_others() -> bool:
     return _FLAG not in sys.argv
 
 
+def alone_argv(module: str, *kinds: str) -> list[str]:
+    """This program in the namespaces of `be_alone`, and in these of unshare(1) besides."""
+    kinds = ("--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc", "--mount", "--net", "--ipc", *kinds)
+    return ["unshare", *kinds, sys.executable, "-m", module, *sys.argv[1:], _FLAG]
+
+
 def be_alone(module: str) -> None:
     """Returns inside of the namespaces, with memory mounted at /run/netns; outside it becomes `unshare` and never does.
 
     Call it first thing in `python -m MODULE`.
     """
     if is_beside_others():
-        kinds = ("--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc", "--mount", "--net", "--ipc")
-        os.execvp("unshare", ["unshare", *kinds, sys.executable, "-m", module, *sys.argv[1:], _FLAG])
+        argv = alone_argv(module)
+        os.execvp(argv[0], argv)
     sys.argv.remove(_FLAG)
     child = os.fork()
     if child:
