@@ -85,7 +85,7 @@ def test_what_a_unit_gets_of_version_2_is_what_its_effect_says(findings: list[di
     }
     achieved = {kind: step["effect"][1] for kind, step in limited.items()}
     assert limited["cpu.throttle"]["cpu_percent"] == pytest.approx(achieved["cpu.throttle"], abs=5)
-    assert 0.8 * achieved["memory.limit"] < limited["memory.limit"]["resident_bytes"] < 1.1 * achieved["memory.limit"]
+    assert 0.8 * achieved["memory.limit"] < limited["memory.limit"]["anonymous_bytes"] < 1.1 * achieved["memory.limit"]
     assert limited["disk.throttle"]["disk_rate"] == pytest.approx(2**20 * achieved["disk.throttle"] / 100, rel=0.15)
     assert _step(findings, "limited by process.freeze")["cpu_percent"] == 0
 

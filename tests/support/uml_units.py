@@ -137,14 +137,14 @@ class Story:
             WANT.touch()
             during, used_s, written, begun_s = file.read_text(), _cpu_s(pid), _written_bytes(), time.monotonic()
             await asyncio.sleep(_LIMITED_MS / 2_000)  # what is measured is what happens in this time
-            elapsed_s, resident_bytes = time.monotonic() - begun_s, _resident_bytes(pid)
+            elapsed_s, anonymous_bytes = time.monotonic() - begun_s, _anonymous_bytes(pid)
             cpu_percent, disk_rate = 100 * (_cpu_s(pid) - used_s) / elapsed_s, (_written_bytes() - written) / elapsed_s
             report = (await client.until(lambda said, one=fault_id: _is_over(said.report, one))).report  # type: ignore[misc]
             self.say(
                 step=f"limited by {kind}",
                 texts=[before, during, file.read_text()],
                 cpu_percent=cpu_percent,
-                resident_bytes=resident_bytes,
+                anonymous_bytes=anonymous_bytes,
                 disk_rate=disk_rate,
                 effect=[report.effect.proved, report.effect.achieved, report.effect.explanation],
                 residue=list(report.residue),
@@ -216,9 +216,10 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _resident_bytes(pid: int) -> int:
-    """Of a process (proc(5))."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def _anonymous_bytes(pid: int) -> int:
+    """What a process has in memory but for pages of files, which may count for another group (proc(5))."""
+    _, resident, shared, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _written_bytes() -> int:
