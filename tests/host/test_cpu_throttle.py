@@ -50,6 +50,7 @@ def throttled_periods(group: Path) -> int:
     return int((group / "cpu.stat").read_text().partition("nr_throttled ")[2].split()[0])
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("before_percent", [None, 90])
 def test_it_gets_its_quota_and_no_more_until_it_is_over(group: Path, before_percent: int | None) -> None:
     async def scene() -> None:

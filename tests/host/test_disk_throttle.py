@@ -56,6 +56,7 @@ def written_rate(process: psutil.Process, seconds: float) -> float:
     return (process.io_counters().write_bytes - written) / (time.monotonic() - begun_s)
 
 
+@pytest.mark.alone
 def test_it_writes_as_fast_as_it_may_and_no_faster_until_it_is_over(group: Path, disk: Path) -> None:
     async def scene() -> None:
         before = limits(group)

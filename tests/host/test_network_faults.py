@@ -248,7 +248,7 @@ def test_a_fault_that_met_no_packet_or_too_few_is_not_proved() -> None:
             count_echoes(FAR, 7001, 3)
             it.meter.sample()
             assert not it.meter.effect().proved
-            assert "only 3 packets seen" in it.meter.effect().explanation
+            assert "of 3 packets (10.99.0.2 udp); too few to prove 1 %" in it.meter.effect().explanation
 
     asyncio.run(scene())
 

@@ -95,6 +95,7 @@ def test_it_can_be_done_here_and_finding_that_out_leaves_nothing() -> None:
     assert catalogue()["network.rate"].detect(Host()).able
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("address", [FAR, FAR6])
 @pytest.mark.parametrize("direction", ["egress", "ingress", "both"])
 def test_a_flood_gets_through_at_the_rate_that_is_asked_in_its_order(direction: str, address: str) -> None:
@@ -114,6 +115,7 @@ def test_a_flood_gets_through_at_the_rate_that_is_asked_in_its_order(direction: 
     asyncio.run(scene())
 
 
+@pytest.mark.alone
 def test_it_carries_what_tbf_carries() -> None:
     run("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "4mbit", "burst", "5000", "latency", "200ms")
     try:

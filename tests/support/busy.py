@@ -21,6 +21,8 @@ while True:
     time.sleep(0.01)
 """
 
+_PYTHON = ["/usr/bin/python3", "-I", "-S"]
+
 
 @contextmanager
 def busy_program(*groups: Path, word: str = "busy") -> Iterator[psutil.Process]:
@@ -39,10 +41,10 @@ def writing_program(file: Path, *groups: Path) -> Iterator[psutil.Process]:
 @contextmanager
 def _in_groups(groups: tuple[Path, ...], *program: str) -> Iterator[psutil.Process]:
     join = [sys.executable, "-S", "-c", JOIN, *(str(group / "cgroup.procs") for group in groups), "--"]
-    with subprocess.Popen([*join, "/usr/bin/python3", "-I", "-S", "-c", *program]) as process:
+    with subprocess.Popen([*join, *_PYTHON, "-c", *program]) as process:
         try:
             running = psutil.Process(process.pid)
-            wait_until(lambda: JOIN not in running.cmdline(), "it is in its groups and runs")
+            wait_until(lambda: running.cmdline()[:2] == _PYTHON[:2], "it is in its groups and runs")
             yield running
         finally:
             process.kill()
