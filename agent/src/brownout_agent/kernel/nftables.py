@@ -14,6 +14,8 @@ from functools import cache
 from types import TracebackType
 from typing import Any
 
+from brownout_agent.kernel.nftables_dump import dump_counters, dump_tables
+
 LIBRARY = "libnftables.so.1"
 _OUTPUT_STATELESS = 1 << 2
 _OUTPUT_JSON = 1 << 4
@@ -148,24 +150,25 @@ def table_names(family: str) -> list[str]:
     """The names of all tables of a family, such as `inet`.
 
     Raises:
-        OSError: the library is not there, or the kernel refused.
+        OSError: the kernel refused.
     """
-    with Nftables() as nft:
-        listed = nft.run(f"list tables {family}")
-    return [line.split()[2] for line in listed.splitlines()]  # `table inet brownout-1`
+    return [table.name for table in dump_tables() if table.family == family]
 
 
 def read_counters(family: str, table: str) -> dict[str, int]:
     """The packets that each named counter of a table has seen.
 
-    Every call opens a connection of its own: a libnftables context caches what it once read.
-
     Raises:
-        OSError: the library is not there, the kernel refused, or there is no such table.
+        OSError: the kernel refused, or there is no such table.
     """
-    with Nftables() as nft:
-        listed = nft.listing(f"list counters table {family} {table}")
-    return {entry["counter"]["name"]: int(entry["counter"]["packets"]) for entry in listed if "counter" in entry}
+    try:
+        counters = dump_counters(family, table)
+        is_there = bool(counters) or table in table_names(family)
+    except OSError as error:
+        raise NftablesError(f"nf_tables cannot be read: {error}") from error
+    if not is_there:
+        raise NftablesError(f"there is no table {family} {table}")
+    return counters
 
 
 def count_elements(family: str, table: str, name: str) -> int:
