@@ -14,10 +14,11 @@ _HEAD = f"""# The death matrix
 A fault always ends. A *cell* is a fault under a column (what happens to the host) in a phase: *inject* strikes at a
 random instant after the orders, *hold* with all faults on, *undo* at a random instant after the stops. In one trial up
 to {AT_ONCE} faults of a host are on at once, {AT_ONCE_ON_UML} in user-mode Linux. Programs are the real ones: the
-controller's fleet server over mutual TLS, agent, injector, watchdog. Whether a fault is on is read from the kernel by another process: processes of `/proc`, the
-state and limits of victims, datagrams that do not arrive. Afterwards the host must run nothing but what it ran before,
-each victim once and as free as before, without a table or control group of ours, and with its disk as free as before;
-otherwise something was *left*, which counts against every cell of that trial.
+controller's fleet server over mutual TLS, agent, injector, watchdog. Whether a fault is on is read from the kernel by
+another process: processes of `/proc`, the state and limits of victims, datagrams that do not arrive. Afterwards the
+host must run nothing but what it ran before, each victim once and as free as before, without a table or control group
+of ours, and with its disk as free as before; otherwise something was *left*, which counts against every cell of that
+trial.
 
 """
 _COLUMNS_SAY = f"""
