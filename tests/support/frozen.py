@@ -55,6 +55,8 @@ _AT_ONCE = 3
 """Faults that are begun side by side: more on a machine with two cores, and a trial of the control path times out."""
 _RENEW_EVERY_S = 0.5
 _POLL_S = 0.02
+_STOPPED, _DEAD = frozenset("Tt"), frozenset({"", "Z", "X"})
+"""Letters of proc_pid_stat(5). One that runs again is R until it has had a core to sleep on."""
 
 
 @dataclass(frozen=True)
@@ -214,9 +216,9 @@ def _look_for(kind: str, fault_id: str, folder: Path) -> Callable[[], bool]:
         return lambda: table_name(fault_id) in table_names(FAMILY)
     if kind == "process.pause":
         (paused,) = running(folder / "paused")
-        return lambda: _state(paused) != "S"
+        return lambda: _state(paused) in _STOPPED
     if kind == "process.kill":
-        return lambda: "S" not in map(_state, running(folder / "killed"))
+        return lambda: all(_state(pid) in _DEAD for pid in running(folder / "killed"))
     if kind == "process.fd_exhaustion":
         (limited,) = running(folder / "limited")
         return lambda: resource.prlimit(limited, resource.RLIMIT_NOFILE) != resource.getrlimit(resource.RLIMIT_NOFILE)
