@@ -118,6 +118,8 @@ class Host:
         await self.injector.wait()
         await self.end()
         self._life = AsyncExitStack()
+        # A fork that was about to become a holder listens there for a moment yet.
+        (self.folder / "s.sock").unlink(missing_ok=True)
         await self.start()
         self.client.send(inspect=injector_pb2.Inspect())
 
