@@ -17,6 +17,7 @@ _CACHE = Path(__file__).parents[2] / ".tools/cloud-kernel"
 _SETTLE_S = 0.7
 """Around the instants at which the element comes and goes, in which a ping may fall either way."""
 pytestmark = [
+    pytest.mark.alone,  # and with the machine's network: it fetches a kernel
     pytest.mark.root,
     pytest.mark.slow,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: chroot"),

@@ -24,6 +24,8 @@ from brownout_agent.faults.process_match import read_process, read_processes
 from brownout_agent.faults.process_start import Image, Program, instances, record_image, start
 from brownout_agent.kernel.processes import key_of, read_stat, wait_dead
 
+from tests.support.polling import wait_until
+
 pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: groups and control groups of others"),
@@ -82,11 +84,16 @@ def running(program: Program) -> list[int]:
     return [one.key.pid for one in instances(program, read_processes())]
 
 
+def starting() -> set[int]:
+    """Starters, their forks, and what runs them."""
+    return {one.key.pid for one in read_processes() if "brownout_agent.faults.process_start" in one.argv}
+
+
 def until_forked(program: Program) -> None:
     """Wait until a starter of the program has a fork."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        starters = {one.key.pid for one in read_processes() if "brownout_agent.faults.process_start" in one.argv}
+        starters = starting()
         if any((stat := read_stat(pid)) is not None and stat.parent_pid in starters for pid in starters):
             return
         time.sleep(0.005)
@@ -103,8 +110,9 @@ def test_a_starter_waits_for_the_fork_of_another_that_is_dead(tmp_path: Path) ->
         assert running(program) == []
         second = starter(program, image)
         assert second.wait(20) == 0
-        first.wait(20)
+        wait_until(lambda: starting() <= {first.pid}, "the fork is dead, or has become the program", 20)
         assert len(running(program)) == 1
+    first.wait(20)  # strace stays for as long as what the fork has become
 
 
 @pytest.mark.parametrize("call", STEPS)

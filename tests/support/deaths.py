@@ -12,8 +12,9 @@ from enum import StrEnum
 LEASE_S = 10.0
 FAULT_S = 60.0
 """How long faults would last if nothing happened; longer than every bound."""
-AT_ONCE = 10
-"""The most faults of one trial: what hosts of two cores, several side by side, begin and undo without being slow."""
+AT_ONCE, AT_ONCE_ON_UML = 10, 5
+"""The most faults of one trial: what hosts of two cores, several side by side, begin and undo without being slow. A
+user-mode Linux host has one slow core."""
 RESTART_S = 3.0
 """What process.kill allows a program that it starts again to be itself (_START_TIMEOUT_S)."""
 VICTIM = "import signal\nwhile True: signal.pause()"
@@ -159,7 +160,7 @@ class Column:
 
     def group(self, turn: int) -> tuple[FaultCase, ...]:
         """Those of one trial. In as many turns as there are groups each fault comes once."""
-        count = math.ceil(len(self.faults) / AT_ONCE)
+        count = math.ceil(len(self.faults) / (AT_ONCE_ON_UML if self.on_uml else AT_ONCE))
         return self.faults[turn % count :: count]
 
 

@@ -19,7 +19,7 @@ from brownout_controller.serving import Controller, open_authority, serve_fleet
 from brownout_controller.store.store import Store
 from brownout_protos.v1 import fault_pb2, fleet_pb2
 
-_UP_WITHIN_S = 40.0
+_UP_WITHIN_S = 90.0
 
 
 class ControllerLink:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.support.deaths import AT_ONCE, COLUMNS, FAULTS, LEASE_S, RESTART_S, Column, Outcome, Phase
+from tests.support.deaths import AT_ONCE, AT_ONCE_ON_UML, COLUMNS, FAULTS, LEASE_S, RESTART_S, Column, Outcome, Phase
 
 _HEAD = f"""# The death matrix
 
@@ -13,11 +13,12 @@ _HEAD = f"""# The death matrix
 
 A fault always ends. A *cell* is a fault under a column (what happens to the host) in a phase: *inject* strikes at a
 random instant after the orders, *hold* with all faults on, *undo* at a random instant after the stops. In one trial up
-to {AT_ONCE} faults of a host are on at once. Programs are the real ones: the controller's fleet server over mutual TLS,
-agent, injector, watchdog. Whether a fault is on is read from the kernel by another process: processes of `/proc`, the
-state and limits of victims, datagrams that do not arrive. Afterwards the host must run nothing but what it ran before,
-each victim once and as free as before, without a table or control group of ours, and with its disk as free as before;
-otherwise something was *left*, which counts against every cell of that trial.
+to {AT_ONCE} faults of a host are on at once, {AT_ONCE_ON_UML} in user-mode Linux. Programs are the real ones: the
+controller's fleet server over mutual TLS, agent, injector, watchdog. Whether a fault is on is read from the kernel by
+another process: processes of `/proc`, the state and limits of victims, datagrams that do not arrive. Afterwards the
+host must run nothing but what it ran before, each victim once and as free as before, without a table or control group
+of ours, and with its disk as free as before; otherwise something was *left*, which counts against every cell of that
+trial.
 
 """
 _COLUMNS_SAY = f"""

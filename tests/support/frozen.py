@@ -65,6 +65,8 @@ _AT_ONCE = 3
 """Faults that are begun side by side: more on a machine with two cores, and a trial of the control path times out."""
 _RENEW_EVERY_S = 0.5
 _POLL_S = 0.05
+_STOPPED, _DEAD = frozenset("Tt"), frozenset({"", "Z", "X"})
+"""Letters of proc_pid_stat(5). One that runs again is R until it has had a core to sleep on."""
 
 
 @dataclass(frozen=True)
@@ -246,9 +248,9 @@ def _look_for(kind: str, fault_id: str, folder: Path) -> Callable[[frozenset[str
         return lambda tables: table_name(fault_id) in tables
     if kind == "process.pause":
         (paused,) = running(folder / "paused")
-        return lambda _: _state(paused) != "S"
+        return lambda _: _state(paused) in _STOPPED
     if kind == "process.kill":
-        return lambda _: "S" not in map(_state, running(folder / "killed"))
+        return lambda _: all(_state(pid) in _DEAD for pid in running(folder / "killed"))
     if kind == "process.fd_exhaustion":
         (limited,) = running(folder / "limited")
         own = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -384,7 +384,8 @@ async def _twins(place: Place, pair: tuple[bytes, bytes]) -> str:
         await _greet(stream)
         living = asyncio.create_task(_answer_clock(stream))
         refused = await place.attempt("Session", pair)
-        assert "locked" in await living, "the first one is cut off as well"
+        ended = await living
+        assert "locked" in ended, f"the first one is cut off as well, but: {ended}"
     return refused
 
 

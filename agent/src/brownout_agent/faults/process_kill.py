@@ -169,7 +169,19 @@ class _DeathMeter(Meter):
 
 def _comebacks(chosen: list[Process], everyone: list[Process], *, with_image: bool) -> list[dict[str, Any]]:
     """For each program of the *roots*: how to tell that it is back, and how to bring it back. A root is a chosen one
-    that neither a chosen parent nor a parent of the same program brings back."""
+    that neither a chosen parent nor a parent of the same program brings back.
+
+    Raises:
+        Refusal: one of them is no more what it was when it was chosen, so nobody would know what is to be brought back.
+    """
+    now = {process.key: process for process in everyone}
+    for process in chosen:
+        seen = now.get(process.key)
+        # One that begins has no arguments for a moment (execve(2)); later it may change them as it likes (its title).
+        if seen is None or (seen.exe, bool(seen.argv)) != (process.exe, bool(process.argv)):
+            raise Refusal(f"{process.text} ended, or became another program, while it was looked at", "try again")
+    as_chosen = {process.key: process for process in chosen}
+    everyone = [as_chosen.get(process.key, process) for process in everyone]
     pids = {process.key.pid for process in chosen}
     roots: dict[Program, list[Process]] = {}
     for process in chosen:
