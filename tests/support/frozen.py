@@ -19,6 +19,7 @@ from typing import Any
 
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import TRIAL_S
+from brownout_agent.faults.dns_table import DnsFault
 from brownout_agent.faults.network_rules import FAMILY, table_name
 from brownout_agent.faults.network_table import NetworkFault
 from brownout_agent.frames import to_value
@@ -49,7 +50,7 @@ POLICY = """
 version: 1
 environment: staging
 faults: {"*": {allow: true, max_seconds: 120}}
-limits: {concurrent: 32}
+limits: {concurrent: 64}
 """
 _AT_ONCE = 3
 """Faults that are begun side by side: more on a machine with two cores, and a trial of the control path times out."""
@@ -167,6 +168,9 @@ async def all_on(client: Client, folder: Path) -> list[FrozenFault]:
         "memory.load": {"size": "16MiB"},
         "disk.io": {"write": "1MiB/s", "file_size": "1MiB", "path": str(folder)},
         "disk.fill": {"size": "1MiB", "path": str(folder)},
+        "dns.answer": {"names": "answered.brownout.test", "to": "127.0.0.1"},
+        "dns.delay": {"names": "delayed.brownout.test", "delay": "1s"},
+        "dns.failure": {"names": "failing.brownout.test"},
         "network.blackhole": {"to": "127.0.0.9", "port": "9"},
         "network.latency": {"to": "127.0.0.7", "latency": "20ms"},
         "network.loss": {"to": "127.0.0.8", "percent": 50},
@@ -212,7 +216,7 @@ async def _until_active(client: Client, waiting: set[str], but: int = 0) -> None
 
 def _look_for(kind: str, fault_id: str, folder: Path) -> Callable[[], bool]:
     """A look that costs next to nothing, where that can be had: it must not itself be late."""
-    if isinstance(catalogue()[kind], NetworkFault):
+    if isinstance(catalogue()[kind], (NetworkFault, DnsFault)):
         return lambda: table_name(fault_id) in table_names(FAMILY)
     if kind == "process.pause":
         (paused,) = running(folder / "paused")
