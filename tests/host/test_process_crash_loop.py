@@ -63,8 +63,14 @@ def start(*words: str, program: str = "while True: __import__('time').sleep(9)")
     injector, has started is ever killed."""
     before = bearing(words[-1])
     subprocess.run(["setsid", "--fork", "/usr/bin/python3", "-S", "-c", program, *words], check=True)
-    wait_until(lambda: len(bearing(words[-1])) > len(before), f"{words} runs")
-    (pid,) = set(bearing(words[-1])) - set(before)
+    seen: list[set[int]] = []
+
+    def runs() -> bool:
+        seen.append(set(bearing(words[-1])) - set(before))
+        return bool(seen[-1])
+
+    wait_until(runs, f"{words} runs")
+    (pid,) = seen[-1]
     return pid
 
 
@@ -172,6 +178,8 @@ def test_what_the_injector_starts_meanwhile_is_spared(token: str) -> None:
         start(token)
         async with held("process.crash_loop", command=token, every="1s") as it:
             ours = await asyncio.create_subprocess_exec("/usr/bin/python3", "-S", "-c", _DEAF, token)
+            # Its descriptors are closed, which ends the wait above, before its arguments can be read.
+            wait_until(lambda: ours.pid in bearing(token), "our own child bears the token")
             await read_until(it.meter, died(start(token)))
             assert ours.returncode is None
             ours.kill()

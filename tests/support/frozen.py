@@ -19,6 +19,7 @@ from typing import Any
 
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import TRIAL_S
+from brownout_agent.faults.dns_table import DnsFault
 from brownout_agent.faults.network_rules import FAMILY, table_name
 from brownout_agent.faults.network_table import NetworkFault
 from brownout_agent.frames import to_value
@@ -191,6 +192,9 @@ async def all_on(client: Client, folder: Path) -> list[FrozenFault]:
         "disk.io": {"write": "1MiB/s", "file_size": "1MiB", "path": str(folder)},
         "disk.fill": {"size": "1MiB", "path": str(folder)},
         "disk.inodes": {"count": 10, "path": str(folder)},
+        "dns.answer": {"names": "answered.brownout.test", "to": "127.0.0.1"},
+        "dns.delay": {"names": "delayed.brownout.test", "delay": "1s"},
+        "dns.failure": {"names": "failing.brownout.test"},
         "network.blackhole": {"to": "127.0.0.9", "port": "9"},
         "network.corrupt": {"to": "127.0.0.14", "percent": 50},
         "network.duplicate": {"to": "127.0.0.12", "percent": 50},
@@ -244,7 +248,7 @@ async def _until_active(client: Client, waiting: set[str], but: int = 0) -> None
 
 def _look_for(kind: str, fault_id: str, folder: Path) -> Callable[[frozenset[str]], bool]:
     """A look that costs next to nothing, where that can be had: it must not itself be late."""
-    if isinstance(catalogue()[kind], NetworkFault):
+    if isinstance(catalogue()[kind], (NetworkFault, DnsFault)):
         return lambda tables: table_name(fault_id) in tables
     if kind == "process.pause":
         (paused,) = running(folder / "paused")
