@@ -65,6 +65,17 @@ def check_peer(text: str) -> str:
     return text
 
 
+def check_interface_name(text: str) -> str:
+    """`text` itself, if it may be the name of a network interface.
+
+    Raises:
+        ValueError: it may not.
+    """
+    if not _INTERFACE.fullmatch(text):
+        raise ValueError(f"{text!r} is not the name of a network interface")
+    return text
+
+
 def as_list(value: object) -> object:
     """`80`, `"80"` and `[80, "8000-8080"]` alike: a list of texts. Anything else is left for pydantic to refuse."""
     values = value if isinstance(value, list | tuple) else [value]
@@ -108,8 +119,8 @@ class NetworkParameters(FaultParameters):
                 raise ValueError(f"`{name}` is an empty list, which could mean all or nothing: leave it out for all")
         if self.port and self.protocol == "icmp":
             raise ValueError("icmp has no ports: leave out `port`, or choose tcp, udp or any")
-        if self.interface is not None and not _INTERFACE.fullmatch(self.interface):
-            raise ValueError(f"{self.interface!r} is not the name of a network interface")
+        if self.interface is not None:
+            check_interface_name(self.interface)
         return self
 
 
