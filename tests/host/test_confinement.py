@@ -16,6 +16,7 @@ from brownout_agent.frames import to_value
 from brownout_protos.v1 import fault_pb2
 
 from tests.support.injectors import ACCEPTED, Client, connect, injector, new_id, story
+from tests.support.standby import COMMANDS, STANDBY
 from tests.unit.test_deploy import settings
 
 pytestmark = [
@@ -45,6 +46,8 @@ FAULTS: dict[str, dict[str, Any]] = {
     "network.rate": {"to": "127.0.0.79", "rate": "1mbit"},
     "network.reorder": {"to": "127.0.0.79", "percent": 50},
     "network.reset": {"to": "127.0.0.80"},
+    "network.ephemeral_ports": {"to": "127.0.0.16", "port": 9},
+    "network.interface_down": {"interface": STANDBY},
     "network.flap": {"to": "127.0.0.81", "every": "1s", "down": "500ms"},
     "process.pause": {"pid": VICTIM},
     "process.kill": {"pid": VICTIM},
@@ -93,7 +96,11 @@ def which_come_about(folder: Path, rights: Sequence[str], kinds: Sequence[str]) 
     found: list[str] = []
 
     async def told(folder: Path) -> None:
-        async with injector(folder, under=under(rights)):
+        async with injector(folder, under=under(rights)) as process:
+            enter = ("nsenter", f"--target={process.pid}", "--net", "ip")
+            for command in COMMANDS:
+                made = await asyncio.create_subprocess_exec(*enter, *command.split())
+                assert await made.wait() == 0
             client = await connect(folder)
             for kind in kinds:
                 victim = await asyncio.create_subprocess_exec(

@@ -9,6 +9,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
+from tests.support.standby import STANDBY
+
 LEASE_S = 10.0
 FAULT_S = 60.0
 """How long faults would last if nothing happened; longer than every bound."""
@@ -51,6 +53,7 @@ class Seen(StrEnum):
     THROTTLED = "a victim whose control group has a quota of CPU time"
     TIGHT = "a victim whose control group has a limit of memory"
     FROZEN = "a victim whose control group is frozen"
+    DOWN = "an interface that is down"
     SLOW = "a victim whose control group has a limit for a disk"
 
 
@@ -99,6 +102,7 @@ REFUSED_TO, RESET_TO, FLAPPING_TO = "127.0.0.6", "127.0.0.5", "127.0.0.4"
 UNANSWERED_TO, DELAYED_TO, ANSWERED_TO = "127.0.0.3", "127.0.0.10", "127.0.0.11"
 DOUBLED_TO, OVERTAKEN_TO = "127.0.0.12", "127.0.0.13"
 CORRUPT_TO, SLOW_TO = "127.0.0.14", "127.0.0.15"
+EXHAUSTED_TO = "127.0.0.16"
 NAME = "{to}.brownout.test"
 """What is asked for at a fault's own server."""
 FAULTS = (
@@ -119,6 +123,8 @@ FAULTS = (
     FaultCase("network.reject", {"to": REFUSED_TO, "port": 9}, Seen.SILENCE, REFUSED_TO),
     FaultCase("network.reset", {"to": RESET_TO, "connections": "both"}, Seen.RESET, RESET_TO),
     FaultCase("network.flap", {"to": FLAPPING_TO, "every": "10m", "down": "9m"}, Seen.SILENCE, FLAPPING_TO),
+    FaultCase("network.ephemeral_ports", {"to": EXHAUSTED_TO, "port": 9}, Seen.HOLDER, EXHAUSTED_TO),
+    FaultCase("network.interface_down", {"interface": STANDBY}, Seen.DOWN),
     FaultCase("dns.failure", {"names": NAME.format(to=UNANSWERED_TO)}, Seen.UNASKED, UNANSWERED_TO),
     FaultCase("dns.delay", {"names": NAME.format(to=DELAYED_TO), "delay": "5s"}, Seen.UNASKED, DELAYED_TO),
     FaultCase("dns.answer", {"names": NAME.format(to=ANSWERED_TO), "to": "::1"}, Seen.UNASKED, ANSWERED_TO),
@@ -132,8 +138,8 @@ FAULTS = (
     FaultCase("process.freeze", {"command": "{tag}"}, Seen.FROZEN),
     FaultCase("disk.throttle", {"command": "{tag}", "path": "{scratch}", "write": "1MiB/s"}, Seen.SLOW),
 )
-UML_FAULTS = tuple(fault for fault in FAULTS if not fault.to and fault.seen not in BY_GROUP)
-"""User-mode Linux 6.1 has no nftables for IP, and its victims are in no control groups of their own."""
+UML_FAULTS = tuple(fault for fault in FAULTS if not fault.to and fault.seen not in {*BY_GROUP, Seen.DOWN})
+"""User-mode Linux 6.1 has no nftables for IP, and its hosts have one interface and victims in no own groups."""
 
 
 @dataclass(frozen=True)

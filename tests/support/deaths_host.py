@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Collection
 from pathlib import Path
 
+from tests.support import standby as standby_interface
 from tests.support.control_groups import thaw
 from tests.support.deaths import BY_GROUP, FAULTS, Seen
 from tests.support.deaths_controller import ControllerLink
@@ -70,6 +71,8 @@ class Host:
         self._image = self.folder / "image"
         self._joined = False
         self.network = 0
+        self._standby = ""
+        """What `ip` says of the interface that a fault takes down."""
         self.datagrams: Datagrams | None = None
 
     # ---- coming and going ---------------------------------------------------------------------------------------
@@ -84,6 +87,10 @@ class Host:
         for command in (("link", "set", "lo", "up"), ("addr", "add", self._address, "dev", "eth0")):
             await run("ip", "-n", self.name, *command)
         await run("ip", "-n", self.name, "link", "set", "eth0", "up")
+        await run("ip", "netns", "exec", self.name, *standby_interface.FEW_PORTS)
+        for standby in standby_interface.COMMANDS:
+            await run("ip", "-n", self.name, *standby.split())
+        self._standby = await self._look_at_standby()
         namespace = NAMESPACES / self.name
         self.network = namespace.stat().st_ino
         self.datagrams = Datagrams(namespace, FAULTS)
@@ -250,12 +257,18 @@ class Host:
         listed = await run("nsenter", f"--net={NAMESPACES / self.name}", "nft", "list", "tables")
         left += [line for line in listed.splitlines() if "brownout" in line]
         left += control_groups_of(fault_ids)
+        if (standby := await self._look_at_standby()) != self._standby:
+            left.append(f"the interface is not what it was: {standby}")
         if not left and self.is_read_only:
             await self.kill_everything()
             await self.repair_disk()
         self.empty_disk()
         space = os.statvfs(self.disk)
         return left, space.f_bfree * space.f_frsize
+
+    async def _look_at_standby(self) -> str:
+        looks = [await run("ip", "-n", self.name, *look.split()) for look in standby_interface.LOOKS]
+        return "".join(looks)
 
     def logs(self) -> str:
         """The ends of what its programs said."""

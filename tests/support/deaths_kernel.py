@@ -5,10 +5,12 @@ Needs only the standard library, since it also runs inside hosts that have a ker
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import resource
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.deaths import BY_GROUP, NAME, FaultCase, Seen
+from tests.support.standby import STANDBY
 
 _PROC = Path("/proc")
 _SETTLED_S = 2.0
@@ -29,6 +32,7 @@ _DNS_PORT = 53
 _QUERY = bytes.fromhex("0100 0001 0000 0000 0000")
 """A DNS header behind its id: one question, recursion desired."""
 _QUEUED_S = 0.005
+_SIOCGIFFLAGS, _IFF_UP = 0x8913, 1
 _CONNECT_TIMEOUT_S = 1.0
 _NEXT_TO_NONE = 64
 """Descriptors, or processes of a group: no host of ours has so low limits of its own."""
@@ -138,6 +142,12 @@ class Datagrams:
                 count += receiver.recv(512) == look  # what an earlier look had sent is late
         return count
 
+    def is_down(self, interface: str) -> bool:
+        """Whether an interface of the namespace is down: a socket asks in the one that it was opened in."""
+        sender, _ = next(iter(self._pairs.values()))
+        answer = fcntl.ioctl(sender, _SIOCGIFFLAGS, struct.pack("16sH14x", interface.encode(), 0))
+        return not struct.unpack_from("16sH", answer)[1] & _IFF_UP
+
     def is_reset(self, target: str) -> bool:
         """Whether a connection that is made there now is reset. A handshake over the loopback is done at once."""
         client, listener = self._pairs[target]
@@ -177,6 +187,8 @@ def _is_there(fault: FaultCase, tag: str, processes: list[Process], datagrams: D
             return datagrams.asked(fault.to) < _DATAGRAMS
         case Seen.RESET:
             return datagrams.is_reset(fault.to)
+        case Seen.DOWN:
+            return datagrams.is_down(STANDBY)
         case Seen.STILL:
             return victim_state(tag, processes) in {"t", "T"}
         case Seen.MISSING:

@@ -31,6 +31,7 @@ from brownout_protos.v1 import fault_pb2, injector_pb2
 from tests.support.control_groups import JOIN, LIMITS, fault_parents, thaw
 from tests.support.disks import MIB, ext4
 from tests.support.injectors import ACCEPTED, Client, connect, holders, injector
+from tests.support.standby import COMMANDS, FEW_PORTS, LOOKS, STANDBY
 
 DISK_BYTES = 512 * MIB
 FAULTS_MAX = 3
@@ -178,6 +179,7 @@ class Host:
         space = os.statvfs(self.disk)
         return {
             "qdiscs": self.run("tc", "qdisc", "show"),
+            "standby": "".join(self.run("ip", *look.split()) for look in LOOKS),
             "rules": self.run("nft", "--stateless", "list", "ruleset"),
             "ports": self.run("ss", "--no-header", "--numeric", "--listening", "--tcp", "--udp"),
             "mounts": self.run("cat", "/proc/self/mountinfo"),
@@ -257,6 +259,9 @@ async def undo_host(folder: Path, under: tuple[str, ...] = ()) -> AsyncIterator[
             ):  # else it would lose those that other tests delete meanwhile
                 host.run("umount", "--recursive", "--lazy", "/run/netns")
             host.run("ip", "link", "set", "lo", "up")
+            host.run(*FEW_PORTS)
+            for command in COMMANDS:
+                host.run("ip", *command.split())
             host.run("tc", "qdisc", "add", "dev", "lo", "root", "handle", "7:", "tbf", *_TBF)
             host.run("nft", "-f", "-", stdin=_FOREIGN_RULES)
             host.groups = make_groups()
@@ -346,6 +351,8 @@ def _choose(host: Host, rng: random.Random) -> list[tuple[str, dict[str, Any]]]:
         ("network.rate", {"to": "127.0.0.15", "rate": f"{rng.randint(1, 100_000)}kbit"}),
         ("network.reorder", {"to": "127.0.0.13", "percent": rng.randint(1, 99), "delay": f"{rng.randint(1, 2_000)}ms"}),
         ("network.reset", {"to": "127.0.0.5", "connections": rng.choice(("existing", "new", "both"))}),
+        ("network.ephemeral_ports", {"to": "127.0.0.16", "port": rng.randint(1024, 9999)}),
+        ("network.interface_down", {"interface": STANDBY}),
         ("network.flap", {"to": "127.0.0.4", "every": "250ms", "down": f"{rng.randint(100, 150)}ms"}),
     ]
     return rng.sample([rng.choice(on_victims), *others], rng.randint(1, FAULTS_MAX))

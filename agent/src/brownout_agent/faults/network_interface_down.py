@@ -139,7 +139,7 @@ class NetworkInterfaceDown(Fault[InterfaceDownParameters]):
                 reasons = [f"{one.text}: {why}" for one in missing if (why := give_back(kernel, one, elapsed_s))]
                 if reasons and time.monotonic() > deadline_s:
                     raise Refusal(f"{link.name} is up, and the kernel does not take back {'; '.join(reasons)}")
-                time.sleep(_POLL_S if reasons else 0)
+                time.sleep(_POLL_S if len(reasons) == len(missing) else 0)  # some come with others
 
     def residue(self, record: Record[InterfaceDownParameters]) -> list[str]:
         with RouteSocket() as kernel:
