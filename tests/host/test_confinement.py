@@ -46,7 +46,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "network.rate": {"to": "127.0.0.79", "rate": "1mbit"},
     "network.reorder": {"to": "127.0.0.79", "percent": 50},
     "network.reset": {"to": "127.0.0.80"},
-    "network.ephemeral_ports": {"to": "127.0.0.16", "port": 9},
+    "network.ephemeral_ports": {"to": "192.0.2.9", "port": 9},
     "network.interface_down": {"interface": STANDBY},
     "network.flap": {"to": "127.0.0.81", "every": "1s", "down": "500ms"},
     "process.pause": {"pid": VICTIM},

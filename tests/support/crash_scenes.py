@@ -21,16 +21,17 @@ from brownout_agent.injector.journal import FINISHED, Contents, decode
 from brownout_agent.kernel.processes import all_pids, key_of, wait_dead
 from brownout_protos.v1 import fault_pb2, injector_pb2
 
+from tests.support import one_at_a_time
 from tests.support.crash_points import CALLER, INJECTOR, REAP, START, WATCHDOG, Label, Point, Trace
 from tests.support.standby import STANDBY
 from tests.support.undo_sequences import Host
 
 KINDS = (
     "cpu.load", "cpu.throttle", "disk.fill", "disk.inodes", "disk.io", "disk.throttle", "dns.answer", "dns.delay",
-    "dns.failure", "memory.leak", "memory.limit", "memory.load", "network.blackhole", "network.corrupt",
-    "network.duplicate", "network.ephemeral_ports", "network.flap", "network.interface_down", "network.latency",
-    "network.loss", "network.port_occupy", "network.rate", "network.reject", "network.reorder", "network.reset",
-    "process.crash_loop", "process.fd_exhaustion", "process.freeze", "process.kill", "process.pause",
+    "dns.failure", "memory.leak", "memory.limit", "memory.load", "network.accept_queue", "network.blackhole",
+    "network.corrupt", "network.duplicate", "network.ephemeral_ports", "network.flap", "network.interface_down",
+    "network.latency", "network.loss", "network.port_occupy", "network.rate", "network.reject", "network.reorder",
+    "network.reset", "process.crash_loop", "process.fd_exhaustion", "process.freeze", "process.kill", "process.pause",
     "process.pid_exhaustion",
 )  # fmt: skip
 SCENES = (*KINDS, START, REAP)
@@ -81,6 +82,7 @@ def parameters_of(host: Host, kind: str) -> dict[str, Any]:
         "network.corrupt": {"to": "127.0.0.14", "percent": 50},
         "network.duplicate": {"to": "127.0.0.12", "percent": 50},
         "network.latency": {"to": "127.0.0.7", "latency": "20ms"},
+        "network.accept_queue": {"port": one_at_a_time.PORT},
         "network.ephemeral_ports": {"to": "127.0.0.16", "port": 9},
         "network.interface_down": {"interface": STANDBY},
         "network.flap": {"to": "127.0.0.4", "every": "1s", "down": "300ms"},

@@ -9,6 +9,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
+from tests.support import one_at_a_time
 from tests.support.standby import STANDBY
 
 LEASE_S = 10.0
@@ -54,6 +55,7 @@ class Seen(StrEnum):
     TIGHT = "a victim whose control group has a limit of memory"
     FROZEN = "a victim whose control group is frozen"
     DOWN = "an interface that is down"
+    CROWDED = "a process of the fault's own, while a service is its victim"
     SLOW = "a victim whose control group has a limit for a disk"
 
 
@@ -87,13 +89,16 @@ class FaultCase:
     @property
     def has_victim(self) -> bool:
         """Whether it is done to a process."""
-        return self.seen in {Seen.STILL, Seen.MISSING, Seen.CRASHING, Seen.LIMITED} or self.seen in BY_GROUP
+        return (
+            self.seen in {Seen.STILL, Seen.MISSING, Seen.CRASHING, Seen.LIMITED, Seen.CROWDED} or self.seen in BY_GROUP
+        )
 
     def victim_argv(self, python: str, tag: str) -> list[str]:
         """What runs the victim of this fault; the command line of the victim itself ends with the tag."""
         if self.seen is Seen.CRASHING:
             return [python, "-S", "-c", _SUPERVISOR, VICTIM, _SUPERVISED, tag, "supervisor"]
-        return [python, "-S", "-c", VICTIM, tag]
+        program = one_at_a_time.SERVICE if self.seen is Seen.CROWDED else VICTIM
+        return [python, "-S", "-c", program, tag]
 
 
 _SUPERVISED = "supervised"
@@ -123,6 +128,7 @@ FAULTS = (
     FaultCase("network.reject", {"to": REFUSED_TO, "port": 9}, Seen.SILENCE, REFUSED_TO),
     FaultCase("network.reset", {"to": RESET_TO, "connections": "both"}, Seen.RESET, RESET_TO),
     FaultCase("network.flap", {"to": FLAPPING_TO, "every": "10m", "down": "9m"}, Seen.SILENCE, FLAPPING_TO),
+    FaultCase("network.accept_queue", {"port": one_at_a_time.PORT}, Seen.CROWDED),
     FaultCase("network.ephemeral_ports", {"to": EXHAUSTED_TO, "port": 9}, Seen.HOLDER, EXHAUSTED_TO),
     FaultCase("network.interface_down", {"interface": STANDBY}, Seen.DOWN),
     FaultCase("dns.failure", {"names": NAME.format(to=UNANSWERED_TO)}, Seen.UNASKED, UNANSWERED_TO),
@@ -138,8 +144,8 @@ FAULTS = (
     FaultCase("process.freeze", {"command": "{tag}"}, Seen.FROZEN),
     FaultCase("disk.throttle", {"command": "{tag}", "path": "{scratch}", "write": "1MiB/s"}, Seen.SLOW),
 )
-UML_FAULTS = tuple(fault for fault in FAULTS if not fault.to and fault.seen not in {*BY_GROUP, Seen.DOWN})
-"""User-mode Linux 6.1 has no nftables for IP, and its hosts have one interface and victims in no own groups."""
+UML_FAULTS = tuple(fault for fault in FAULTS if not fault.to and fault.seen not in {*BY_GROUP, Seen.DOWN, Seen.CROWDED})
+"""User-mode Linux 6.1 has no nftables for IP. Its hosts have one interface, no service, and victims without groups."""
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ def _is_there(fault: FaultCase, tag: str, processes: list[Process], datagrams: D
             return victim_state(tag, processes) in {"t", "T"}
         case Seen.MISSING:
             return victim_state(tag, processes) is None
-        case Seen.CRASHING:
+        case Seen.CRASHING | Seen.CROWDED:
             return any(fault.kind in process.line for process in holders(processes))
         case _:  # LIMITED, and those of BY_GROUP
             return is_limited(fault, tag, processes)

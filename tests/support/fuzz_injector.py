@@ -48,6 +48,7 @@ _ORDERS: dict[str, dict[str, object]] = {
     "network.duplicate": {"to": "127.0.0.12", "percent": 50},
     "network.latency": {"to": "127.0.0.7", "latency": "20ms"},
     "network.interface_down": {"interface": "standby0"},
+    "network.accept_queue": {"port": 9},
     "network.ephemeral_ports": {"to": "127.0.0.16", "port": 9},
     "network.flap": {"to": "127.0.0.4", "every": "1s", "down": "300ms"},
     "network.loss": {"to": "127.0.0.8", "percent": 20},

@@ -28,6 +28,7 @@ from brownout_controller.analysis.residue import find_residue
 from brownout_controller.record import ResidueState
 from brownout_protos.v1 import fault_pb2, injector_pb2
 
+from tests.support import one_at_a_time
 from tests.support.control_groups import JOIN, LIMITS, fault_parents, thaw
 from tests.support.disks import MIB, ext4
 from tests.support.injectors import ACCEPTED, Client, connect, holders, injector
@@ -134,6 +135,7 @@ class Host:
         """Processes that faults may pause and kill."""
         for _ in range(_VICTIMS):
             self._spawn(_VICTIM, self.tag, groups=self.groups)
+        self._spawn(one_at_a_time.SERVICE)
         # In no group of ours: it must be able to start another while a fault is on the groups of the others.
         self._spawn(_SUPERVISOR, _VICTIM, BROWNOUT_SUPERVISED=self.supervised)
 
@@ -351,6 +353,7 @@ def _choose(host: Host, rng: random.Random) -> list[tuple[str, dict[str, Any]]]:
         ("network.rate", {"to": "127.0.0.15", "rate": f"{rng.randint(1, 100_000)}kbit"}),
         ("network.reorder", {"to": "127.0.0.13", "percent": rng.randint(1, 99), "delay": f"{rng.randint(1, 2_000)}ms"}),
         ("network.reset", {"to": "127.0.0.5", "connections": rng.choice(("existing", "new", "both"))}),
+        ("network.accept_queue", {"port": one_at_a_time.PORT}),
         ("network.ephemeral_ports", {"to": "127.0.0.16", "port": rng.randint(1024, 9999)}),
         ("network.interface_down", {"interface": STANDBY}),
         ("network.flap", {"to": "127.0.0.4", "every": "250ms", "down": f"{rng.randint(100, 150)}ms"}),

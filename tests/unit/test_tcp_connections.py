@@ -4,7 +4,7 @@ import sys
 from ipaddress import ip_address
 
 import pytest
-from brownout_agent.kernel.tcp_connections import Connection, parse_established, parse_open
+from brownout_agent.kernel.tcp_connections import Connection, parse_established, parse_listeners, parse_open
 
 HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 
@@ -44,3 +44,13 @@ def test_open_are_those_whose_handshake_is_over_and_that_an_end_still_holds() ->
     )
     found = {names[connection.remote_port] for connection in parse_open(HEAD + "".join(lines))}
     assert found == {"ESTABLISHED", "FIN_WAIT1", "FIN_WAIT2", "CLOSE_WAIT", "LAST_ACK", "CLOSING"}
+
+
+@pytest.mark.skipif(sys.byteorder != "little", reason="the lines are of a little-endian machine")
+def test_of_those_who_listen_the_length_of_the_queue_is_read() -> None:
+    text = HEAD + (
+        "   0: 0100007F:0016 00000000:0000 0A 00000000:00000011 00:00000000 00000000     0        0 1\n"
+        "   1: 0100630A:0016 0200630A:D431 01 00000024:00000003 01:00000017 00000003     0        0 1\n"
+        "   2: 00000000:0017 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1\n"
+    )
+    assert parse_listeners(text) == [((ip_address("127.0.0.1"), 22), 0x11), ((ip_address("0.0.0.0"), 23), 0)]

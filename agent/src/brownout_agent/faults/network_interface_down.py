@@ -51,8 +51,8 @@ from brownout_agent.kernel.links import (
 from brownout_agent.kernel.route_socket import RouteSocket
 from brownout_agent.kernel.tcp_connections import Address, Connection, read_established
 
-POSSESSIONS_MAX = 500
-"""Some 100 bytes each in the journal, which has room for a few megabytes."""
+POSSESSIONS_MAX = 200
+"""Some 150 bytes each in the journal, which has room for a few megabytes."""
 _LOOPBACK = "lo"
 _CAP_NET_ADMIN = 12
 _GIVE_BACK_WITHIN_S = 10.0
@@ -137,9 +137,10 @@ class NetworkInterfaceDown(Fault[InterfaceDownParameters]):
             while missing := _missing(kernel, link, record.facts):
                 elapsed_s = _elapsed_s(record.facts)
                 reasons = [f"{one.text}: {why}" for one in missing if (why := give_back(kernel, one, elapsed_s))]
-                if reasons and time.monotonic() > deadline_s:
+                if time.monotonic() > deadline_s:
                     raise Refusal(f"{link.name} is up, and the kernel does not take back {'; '.join(reasons)}")
-                time.sleep(_POLL_S if len(reasons) == len(missing) else 0)  # some come with others
+                if len(reasons) == len(missing):  # else some may have come with others
+                    time.sleep(_POLL_S)
 
     def residue(self, record: Record[InterfaceDownParameters]) -> list[str]:
         with RouteSocket() as kernel:

@@ -204,9 +204,7 @@ def give_back(kernel: RouteSocket, possession: Possession, elapsed_s: float) -> 
     try:
         kernel.change(possession.message, possession.request(elapsed_s), CREATE_NEW)
     except OSError as error:
-        if error.errno == errno.EEXIST and possession.message == NEW_ROUTE:
-            return "another route to there has its place"
-        return "" if error.errno == errno.EEXIST else str(error.strerror)
+        return "another has its place" if error.errno == errno.EEXIST else str(error.strerror)
     return ""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_ESTABLISHED = "01"
+_ESTABLISHED, _LISTEN = "01", "0A"
 _OPEN = frozenset({_ESTABLISHED, "04", "05", "08", "09", "0B"})
 """Also FIN_WAIT1 and 2, CLOSE_WAIT, LAST_ACK and CLOSING (include/net/tcp_states.h)."""
 _TABLES = (Path("/proc/thread-self/net/tcp"), Path("/proc/thread-self/net/tcp6"))
@@ -50,6 +50,27 @@ def read_open() -> set[Connection]:
         OSError: /proc cannot be read.
     """
     return {connection for text in _read_tables() for connection in parse_open(text)}
+
+
+def read_listeners() -> dict[tuple[Address, int], int]:
+    """Every address and port on which somebody listens, with how many connections there wait to be accepted.
+
+    Raises:
+        OSError: /proc cannot be read.
+    """
+    found: dict[tuple[Address, int], int] = {}
+    for text in _read_tables():
+        for place, waiting in parse_listeners(text):
+            found[place] = found.get(place, 0) + waiting
+    return found
+
+
+def parse_listeners(text: str) -> list[tuple[tuple[Address, int], int]]:
+    """The listening sockets of such a table; several may have one place (SO_REUSEPORT). Pure."""
+    return [
+        ((connection.local, connection.local_port), int(fields[4].partition(":")[2], 16))
+        for connection, fields in _parse(text, frozenset({_LISTEN}))
+    ]
 
 
 def parse_established(text: str) -> dict[Connection, int]:
