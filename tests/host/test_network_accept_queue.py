@@ -107,11 +107,12 @@ def test_the_kernel_closes_the_connections_when_the_holder_is_killed() -> None:
 def test_a_service_that_hangs_up_is_kept_busy_with_others() -> None:
     async def scene() -> None:
         async with held(KIND, port=PORT) as it:
-            for _ in range(10):
+            for _ in range(20):
                 it.meter.sample()
             effect = it.meter.effect()
             assert effect.achieved is not None
-            assert effect.achieved >= 70, effect
+            # A reading that comes between two gets in. Without replacements all would after 0.2 s.
+            assert effect.achieved >= 40, effect
 
     with service(HURRIED):
         asyncio.run(scene())

@@ -4,10 +4,8 @@ import ipaddress
 import socket
 import struct
 
-import pytest
 from brownout_agent.kernel.interface_state import (
     FOR_EVER_S,
-    NotKept,
     Possession,
     parse_address,
     parse_neighbour,
@@ -104,13 +102,6 @@ def test_a_route_is_the_same_whether_its_link_works_or_not() -> None:
     found = parse_route(several, ETH1)
     assert found is not None, "one of its ways is through the interface"
     assert struct.pack("=HBBi", 8, 0, 0, ETH2) + struct.pack("=HBBi", 8, 0x4, 0, ETH1) in found.body
-
-
-def test_what_could_not_be_given_back_is_no_possession() -> None:
-    with pytest.raises(NotKept, match=r"2001:db8::/32 is one of a nexthop object"):
-        parse_route(route(Attribute(30, struct.pack("=I", 7))), ETH1)
-    with pytest.raises(NotKept, match=r"2001:db8::/32 has several ways"):
-        parse_route(route(Attribute(9, struct.pack("=HBBi", 8, 0, 0, ETH1))), ETH1)
 
 
 def test_who_is_reached_by_a_gateway_comes_after_the_way_to_it() -> None:

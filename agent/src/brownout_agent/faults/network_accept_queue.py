@@ -116,7 +116,7 @@ class Crowd:
         self._poll = select.epoll()
         self._held: dict[int, socket.socket] = {}
         self._pending: dict[int, tuple[socket.socket, float]] = {}
-        self._made_s = time.monotonic()
+        """Each with when it was begun."""
         self._next_s = 0.0
 
     @property
@@ -125,32 +125,33 @@ class Crowd:
 
     @property
     def is_done(self) -> bool:
-        """Whether all are held that may be, or none has been made for so long that the queue must be full."""
-        return self.held >= self._most or time.monotonic() > self._made_s + UNANSWERED_MS / 1_000
+        """Whether all are held that may be, or one has had no answer for so long that the queue was full."""
+        since_s = time.monotonic() - UNANSWERED_MS / 1_000
+        return self.held >= self._most or any(begun_s < since_s for _, begun_s in self._pending.values())
 
     def turn(self) -> None:
         """Wait for a moment, see which were made and which ended, and begin as many as there is reason for."""
-        made = 0
+        made = ended = 0
         for descriptor, _ in self._poll.poll(_TURN_MS / 1_000):
             if descriptor in self._pending:
                 made += self._has_come(descriptor)
-            elif self._is_over(descriptor):
+            elif self._is_over(descriptor):  # and a place in the queue is free
                 self._held.pop(descriptor).close()
+                ended += 1
         for descriptor in [*self._pending][:-_PENDING_MAX]:
             self._pending.pop(descriptor)[0].close()
         now_s = time.monotonic()
-        self._made_s = now_s if made else self._made_s
-        if made or now_s >= self._next_s:
+        if made or ended or now_s >= self._next_s:
             self._next_s = now_s + _TURN_MS / 1_000
-            for _ in range(min(max(2 * made, 1), _PENDING_MAX, self._most - self.held - len(self._pending))):
-                self._begin(now_s)
+            for _ in range(min(max(2 * made, ended, 1), _PENDING_MAX, self._most - self.held - len(self._pending))):
+                self._begin()
 
-    def _begin(self, now_s: float) -> None:
+    def _begin(self) -> None:
         one = _client(self._to[0])
         if one.connect_ex(self._to) not in {0, errno.EINPROGRESS}:
             one.close()  # no local port, or no service: looked at again in the next turn
             return
-        self._pending[one.fileno()] = (one, now_s)
+        self._pending[one.fileno()] = (one, time.monotonic())
         self._poll.register(one, select.EPOLLOUT)
 
     def _has_come(self, descriptor: int) -> bool:

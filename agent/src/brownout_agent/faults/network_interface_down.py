@@ -37,7 +37,13 @@ from brownout_agent.faults.network_lifelines import Lifelines
 from brownout_agent.faults.network_scope import NetworkParameters, Scope, check_interface_name, resolve
 from brownout_agent.kernel.clock import boottime_ns
 from brownout_agent.kernel.credentials import has_capability
-from brownout_agent.kernel.interface_state import NotKept, Possession, give_back, read_possessions
+from brownout_agent.kernel.interface_state import (
+    NotKept,
+    Possession,
+    give_back,
+    read_possessions,
+    refuse_unkept,
+)
 from brownout_agent.kernel.links import (
     Link,
     fed_by,
@@ -102,11 +108,18 @@ class NetworkInterfaceDown(Fault[InterfaceDownParameters]):
                     raise Refusal(f"interface {parameters.interface} is gone", "see `ip link`")
                 _refuse_unfit(link, links, host)
                 _refuse_lifelines(kernel, link, links, facts)
-                possessions = _read(kernel, link)
+                refuse_unkept(kernel, link.index)
+                possessions = read_possessions(kernel, link.index)
+        except NotKept as error:
+            raise Refusal(
+                f"what {parameters.interface} has could not all be given back: {error}", _ELSEWHERE
+            ) from error
         except OSError as error:
             raise Refusal(f"the kernel does not tell what {parameters.interface} has: {error}", "try again") from error
         if len(possessions) > POSSESSIONS_MAX:
-            raise Refusal(f"{link.name} has {len(possessions)} addresses and routes", f"at most {POSSESSIONS_MAX}")
+            raise Refusal(
+                f"{link.name} has {len(possessions)} addresses and routes", f"choose one with at most {POSSESSIONS_MAX}"
+            )
         kept = [one.as_json() for one in possessions]
         return {**facts, "index": link.index, "possessions": kept, "read_ns": boottime_ns()}
 
@@ -119,7 +132,7 @@ class NetworkInterfaceDown(Fault[InterfaceDownParameters]):
             link = read_links(kernel).get(facts["index"])
             if link is None or not link.is_up or link.name != parameters.interface:
                 raise Refusal(f"somebody has taken {parameters.interface} down or away meanwhile", "try again")
-            if {one.key for one in _read(kernel, link)} != {one.key for one in _possessions(facts)}:
+            if {one.key for one in read_possessions(kernel, link.index)} != {one.key for one in _possessions(facts)}:
                 raise Refusal(f"somebody has changed what {link.name} has meanwhile", "try again")
             set_up(kernel, link.index, False)
         hold.ready()
@@ -184,20 +197,13 @@ class _DownMeter(Meter):
         return Effect(100.0, 100 * self._down / self._samples, unit, is_proved, text, self._samples)
 
 
-def _read(kernel: RouteSocket, link: Link) -> list[Possession]:
-    try:
-        return read_possessions(kernel, link.index)
-    except NotKept as error:
-        raise Refusal(f"what {link.name} has could not all be given back: {error}", _ELSEWHERE) from error
-
-
 def _possessions(facts: Facts) -> list[Possession]:
     return [Possession.from_json(plain) for plain in facts["possessions"]]
 
 
 def _missing(kernel: RouteSocket, link: Link, facts: Facts) -> list[Possession]:
     """What it had and has not now, without what would have ended by itself."""
-    there, elapsed_s = {one.key for one in _read(kernel, link)}, _elapsed_s(facts)
+    there, elapsed_s = {one.key for one in read_possessions(kernel, link.index)}, _elapsed_s(facts)
     return [one for one in _possessions(facts) if one.key not in there and not one.is_over(elapsed_s)]
 
 

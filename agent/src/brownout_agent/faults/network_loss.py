@@ -109,8 +109,8 @@ def judge_loss(percent: float, scope: Scope, counts: dict[str, PacketCounts]) ->
 def judge_bursts(percent: float, burst: float, scope: Scope, counts: dict[str, PacketCounts], bursts: int) -> Effect:
     """Proved when share and length that were asked for explain what was dropped, in so many bursts. Pure.
 
-    A packet is followed by its like more often than by chance: their states correlate with d = 1 - p - r from one to the next, so that n of
-    them tell as much of the share as n (1-d)/(1+d) that do not. Lengths are geometric, with the deviation
+    Losses of a chain go with d = 1 - p - r from one packet to the next (their correlation), so that n packets tell as
+    much of the share as n (1-d)/(1+d) that are drawn by themselves. Lengths are geometric, with the deviation
     sqrt(burst (burst-1)).
     """
     unit = "% of packets"
@@ -124,12 +124,13 @@ def judge_bursts(percent: float, burst: float, scope: Scope, counts: dict[str, P
         return Effect(percent, share, unit, False, f"{text}; too few to prove anything, which takes {_BURSTS_NEEDED}")
     z = NormalDist().inv_cdf(1 - _MISS / 2)
     likeness = 1 - 1 / burst - percent / (100 - percent) / burst
-    off_percent = z * math.sqrt(percent * (100 - percent) / seen * (1 + likeness) / (1 - likeness)) + 100 / seen
+    alike = (1 + likeness) / (1 - likeness)
+    off_percent = z * math.sqrt(percent * (100 - percent) / seen * alike) + 100 / seen
     length, off_length = dropped / bursts, z * math.sqrt(burst * (burst - 1) / bursts) + 1 / bursts
     is_share, is_length = abs(share - percent) <= off_percent, abs(length - burst) <= off_length
-    where = [f"lies {'inside' if inside else 'outside'}" for inside in (is_share, is_length)]
+    where = ["inside" if inside else "outside" for inside in (is_share, is_length)]
     text += (
-        f"; {percent:g} % {where[0]} {share:.3g} +- {off_percent:.2g} %, and bursts of {burst:g} {where[1]} "
+        f"; {percent:g} % lies {where[0]} {share:.3g} +- {off_percent:.2g} %, and bursts of {burst:g} lie {where[1]} "
         f"{length:.3g} +- {off_length:.2g} packets"
     )
     return Effect(percent, share, unit, is_share and is_length, text)

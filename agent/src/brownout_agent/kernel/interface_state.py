@@ -119,14 +119,21 @@ class Possession:
         return f"{what} {_shown(dict(_route_attributes(self.body)).get(_RTA_DST, b''))}/{self.body[1]}"
 
 
+def refuse_unkept(kernel: RouteSocket, index: int) -> None:
+    """Raises NotKept: the interface has what could not be given back. OSError: the kernel does not tell."""
+    _refuse_nexthops(kernel, index)
+    for body in _dump_routes(kernel):
+        attributes = dict(_route_attributes(body))
+        if index in _interfaces_of(attributes):
+            _refuse_unkept_route(body, attributes)
+
+
 def read_possessions(kernel: RouteSocket, index: int) -> list[Possession]:
-    """What this interface has, in an order in which it can be given back.
+    """What this interface has that can be given back, in an order in which it can.
 
     Raises:
-        NotKept: something that could not be given back.
         OSError: the kernel does not tell.
     """
-    _refuse_nexthops(kernel, index)
     addresses = [
         found
         for family in _FAMILIES
@@ -139,12 +146,7 @@ def read_possessions(kernel: RouteSocket, index: int) -> list[Possession]:
         for body in kernel.dump(GET_NEIGHBOUR, _NEIGHBOUR.pack(socket.AF_UNSPEC, 0, 0, flags, 0))
         if (found := parse_neighbour(body, index))
     ]
-    routes = [
-        found
-        for family in _FAMILIES
-        for body in kernel.dump(GET_ROUTE, _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
-        if (found := parse_route(body, index))
-    ]
+    routes = [found for body in _dump_routes(kernel) if (found := parse_route(body, index))]
     return sorted([*addresses, *neighbours, *routes], key=lambda one: one.rank)
 
 
@@ -176,22 +178,13 @@ def parse_neighbour(body: bytes, index: int) -> Possession | None:
 
 
 def parse_route(body: bytes, index: int) -> Possession | None:
-    """None where it does not lead through the interface, or comes again by itself. Pure.
-
-    Raises:
-        NotKept: a route that could not be given back.
-    """
+    """None where it does not lead through the interface, or comes again by itself. Pure."""
     family, to_size, from_size, tos, table, protocol, scope, kind, flags = _ROUTE.unpack_from(body)
     attributes = dict(_route_attributes(body))
     if index not in _interfaces_of(attributes):
         return None
     if protocol in {_ADVERTISED, _REDIRECTED} or (protocol == _KERNEL and kind != _UNICAST):
         return None
-    where = f"the route to {_shown(attributes.get(_RTA_DST, b''))}/{to_size}"
-    if _RTA_NH_ID in attributes:
-        raise NotKept(f"{where} is one of a nexthop object (ip-nexthop(8))")
-    if family == socket.AF_INET6 and _RTA_MULTIPATH in attributes:
-        raise NotKept(f"{where} has several ways (ECMP), of which the kernel would lose one")
     expires = _EXPIRES_AT.unpack_from(attributes.pop(_RTA_CACHEINFO, bytes(_EXPIRES_AT.size)))[0]
     if _RTA_MULTIPATH in attributes:
         attributes[_RTA_MULTIPATH] = b"".join(_without_states(attributes[_RTA_MULTIPATH]))
@@ -211,6 +204,19 @@ def give_back(kernel: RouteSocket, possession: Possession, elapsed_s: float) -> 
 def _oldest_first(family: int, bodies: list[bytes]) -> list[bytes]:
     """The kernel lists the IPv6 address first that was added last, and prefers it as a source (RFC 6724, rule 8)."""
     return bodies[::-1] if family == socket.AF_INET6 else bodies
+
+
+def _dump_routes(kernel: RouteSocket) -> Iterator[bytes]:
+    for family in _FAMILIES:
+        yield from kernel.dump(GET_ROUTE, _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
+
+
+def _refuse_unkept_route(body: bytes, attributes: dict[int, bytes]) -> None:
+    where = f"the route to {_shown(attributes.get(_RTA_DST, b''))}/{body[1]}"
+    if _RTA_NH_ID in attributes:
+        raise NotKept(f"{where} is one of a nexthop object (ip-nexthop(8))")
+    if body[0] == socket.AF_INET6 and _RTA_MULTIPATH in attributes:
+        raise NotKept(f"{where} has several ways (ECMP), of which the kernel would lose one")
 
 
 def _refuse_nexthops(kernel: RouteSocket, index: int) -> None:
