@@ -162,6 +162,11 @@ def test_what_must_not_be_hit_and_what_cannot_be_is_refused() -> None:
         for parameters in ({"port": PORT + 1}, {"address": "127.0.0.9"}):
             with pytest.raises(Refusal, match="nobody listens on TCP port"):
                 prepare(**parameters)
+        with (
+            socket.create_server(("", PORT + 2)),
+            pytest.raises(Refusal, match=r"192\.0\.2\.1 is no address of this host"),
+        ):
+            prepare(port=PORT + 2, address="192.0.2.1")
         with pytest.raises(Refusal, match="port 22 is SSH's"):
             prepare(port=22)
         with pytest.raises(Refusal, match="is the controller of this host"):

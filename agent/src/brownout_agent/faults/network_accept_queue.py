@@ -33,6 +33,7 @@ from brownout_agent.faults.contract import (
     Refusal,
 )
 from brownout_agent.faults.network_scope import NetworkParameters, resolve
+from brownout_agent.kernel.ports import Place, can_bind
 from brownout_agent.kernel.tcp_connections import Address, read_listeners
 
 CONNECTIONS_MAX = 100_000
@@ -224,6 +225,7 @@ def _targets(parameters: AcceptQueueParameters) -> list[str]:
     """The addresses at which the service is asked: one for each of its listening sockets' addresses."""
     listening = sorted({address for address, port in read_listeners() if port == parameters.port}, key=str)
     if parameters.address is not None:
+        _refuse_elsewhere(str(parameters.address))
         listening = [one for one in listening if one == parameters.address or one.is_unspecified]
         asked = [str(parameters.address)] if listening else []
     else:
@@ -232,6 +234,16 @@ def _targets(parameters: AcceptQueueParameters) -> list[str]:
         where = f"port {parameters.port}" + (f" of {parameters.address}" if parameters.address else "")
         raise Refusal(f"nobody listens on TCP {where} of this host", "`ss -Hltn` shows who listens where")
     return sorted(set(asked))
+
+
+def _refuse_elsewhere(address: str) -> None:
+    """Nobody else's service is meant: only an own address can be bound (bind(2))."""
+    try:
+        can_bind(Place("udp", address, 0))
+    except OSError as error:
+        raise Refusal(
+            f"{address} is no address of this host: {error.strerror}", "`ip address` shows its own"
+        ) from error
 
 
 def _asked_at(address: Address) -> str:
