@@ -8,7 +8,7 @@ free for others while it is away, so the kernel looks for duplicates again, as e
 that name it as their source have to wait for that, a second or two.
 
 Nothing of the kernel brings it up when its holder dies: whoever undoes does. So no interface is taken down by which the
-controller or an SSH connection comes in.
+controller or an SSH connection comes in; where that does not show, as behind a tunnel, the fault fails its trial.
 """
 
 import ipaddress
