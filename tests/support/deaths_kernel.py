@@ -5,12 +5,10 @@ Needs only the standard library, since it also runs inside hosts that have a ker
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import resource
 import select
 import socket
-import struct
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -18,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.deaths import BY_GROUP, NAME, FaultCase, Seen
-from tests.support.standby import STANDBY
+from tests.support.standby import STANDBY, is_down
 
 _PROC = Path("/proc")
 _SETTLED_S = 2.0
@@ -32,7 +30,6 @@ _DNS_PORT = 53
 _QUERY = bytes.fromhex("0100 0001 0000 0000 0000")
 """A DNS header behind its id: one question, recursion desired."""
 _QUEUED_S = 0.005
-_SIOCGIFFLAGS, _IFF_UP = 0x8913, 1
 _CONNECT_TIMEOUT_S = 1.0
 _NEXT_TO_NONE = 64
 """Descriptors, or processes of a group: no host of ours has so low limits of its own."""
@@ -145,8 +142,7 @@ class Datagrams:
     def is_down(self, interface: str) -> bool:
         """Whether an interface of the namespace is down: a socket asks in the one that it was opened in."""
         sender, _ = next(iter(self._pairs.values()))
-        answer = fcntl.ioctl(sender, _SIOCGIFFLAGS, struct.pack("16sH14x", interface.encode(), 0))
-        return not struct.unpack_from("16sH", answer)[1] & _IFF_UP
+        return is_down(interface, sender)
 
     def is_reset(self, target: str) -> bool:
         """Whether a connection that is made there now is reset. A handshake over the loopback is done at once."""

@@ -11,7 +11,10 @@ import os
 import resource
 import shutil
 import signal
+import socket
+import sys
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +34,9 @@ from brownout_protos.v1 import fault_pb2
 from tests.support.control_groups import LIMITS, new_group, thaw
 from tests.support.deaths_kernel import UNLIMITED
 from tests.support.injectors import ACCEPTED, Client, connect, holders, injector, new_id, running, watchdogs_done
+from tests.support.one_at_a_time import service
 from tests.support.services import free_port
+from tests.support.standby import FEW_PORTS, is_down
 
 LEASE_S = 5.0
 FAULT_MS = 120_000
@@ -48,7 +53,7 @@ _BY_GROUP = {
     "disk.throttle": ("slow", "io"),
 }
 """By kind: the program whose control group is limited, which is its own, and the group's controller."""
-UNDONE = frozenset({"process.kill", "process.fd_exhaustion", *_BY_GROUP})
+UNDONE = frozenset({"process.kill", "process.fd_exhaustion", "network.interface_down", *_BY_GROUP})
 """What somebody must undo, since no death of a process does."""
 PARTS = ("agent", "injector", "holders", "watchdog")
 COMBINATIONS = tuple(
@@ -60,7 +65,7 @@ POLICY = """
 version: 1
 environment: staging
 faults: {"*": {allow: true, max_seconds: 120}}
-limits: {concurrent: 64}
+limits: {concurrent: 128}
 """
 _AT_ONCE = 3
 """Faults that are begun side by side: more on a machine with two cores, and a trial of the control path times out."""
@@ -136,8 +141,15 @@ async def freeze(folder: Path, frozen: tuple[str, ...]) -> dict[str, float | Non
 
 @contextlib.asynccontextmanager
 async def victims(folder: Path) -> AsyncIterator[None]:
-    """Programs of this folder run, each for a fault of its own; some of them in control groups of their own."""
+    """Programs of this folder run, each for a fault of its own, some of them in control groups of their own. It has an
+    interface in the network of the caller, which is the caller's own."""
     in_groups = dict(_BY_GROUP.values())
+    await _run(*FEW_PORTS)
+    await _run("ip", "link", "add", _interface(folder), "up", "type", "veth")
+    argv = [sys.executable, "-S", "-c", service(_port(folder))]
+    queue = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
+    assert queue.stdout is not None
+    assert await queue.stdout.readline() == b"ready\n"
     programs = [folder / name for name in ("paused", "killed", "looping", "limited", *in_groups)]
     processes = []
     for program in programs:
@@ -155,8 +167,22 @@ async def victims(folder: Path) -> AsyncIterator[None]:
             for program in programs:
                 for pid in running(program):
                     os.kill(pid, signal.SIGKILL)
-            for process in processes:
+            queue.kill()
+            for process in (*processes, queue):
                 await process.wait()
+
+
+async def _run(*argv: str) -> None:
+    assert await (await asyncio.create_subprocess_exec(*argv)).wait() == 0, argv
+
+
+def _port(folder: Path) -> int:
+    """Of a service and towards one, unlike those of other folders; below those that the kernel gives away."""
+    return 10_000 + zlib.crc32(bytes(folder)) % 20_000
+
+
+def _interface(folder: Path) -> str:
+    return f"standby{zlib.crc32(bytes(folder)) % 10**8}"
 
 
 @contextlib.asynccontextmanager
@@ -195,9 +221,12 @@ async def all_on(client: Client, folder: Path) -> list[FrozenFault]:
         "dns.answer": {"names": "answered.brownout.test", "to": "127.0.0.1"},
         "dns.delay": {"names": "delayed.brownout.test", "delay": "1s"},
         "dns.failure": {"names": "failing.brownout.test"},
+        "network.accept_queue": {"port": _port(folder)},
         "network.blackhole": {"to": "127.0.0.9", "port": "9"},
         "network.corrupt": {"to": "127.0.0.14", "percent": 50},
         "network.duplicate": {"to": "127.0.0.12", "percent": 50},
+        "network.ephemeral_ports": {"to": "127.0.0.16", "port": _port(folder)},
+        "network.interface_down": {"interface": _interface(folder)},
         "network.latency": {"to": "127.0.0.7", "latency": "20ms"},
         "network.loss": {"to": "127.0.0.8", "percent": 50},
         "network.port_occupy": {"port": free_port()},
@@ -250,6 +279,8 @@ def _look_for(kind: str, fault_id: str, folder: Path) -> Callable[[frozenset[str
     """A look that costs next to nothing, where that can be had: it must not itself be late."""
     if isinstance(catalogue()[kind], (NetworkFault, DnsFault)):
         return lambda tables: table_name(fault_id) in tables
+    if kind == "network.interface_down":
+        return lambda _: _interface_is_down(_interface(folder))
     if kind == "process.pause":
         (paused,) = running(folder / "paused")
         return lambda _: _state(paused) in _STOPPED
@@ -271,6 +302,11 @@ def _limit_look(pid: int, controller: str) -> Callable[[frozenset[str]], bool]:
     files = [group / name for group in own_groups(pid, controller) for name in LIMITS[controller]]
     there = [file for file in files if file.exists()]
     return lambda _: any(file.read_text().strip() not in UNLIMITED for file in there)
+
+
+def _interface_is_down(interface: str) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        return is_down(interface, asking)
 
 
 def _state(pid: int) -> str:

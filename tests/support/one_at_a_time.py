@@ -2,9 +2,13 @@
 
 PORT = 10_020
 BACKLOG = 2
-SERVICE = f"""
+
+
+def service(port: int) -> str:
+    """A program that says `ready` when it listens there."""
+    return f"""
 import socket
-server = socket.create_server(("127.0.0.1", {PORT}), backlog={BACKLOG})
+server = socket.create_server(("127.0.0.1", {port}), backlog={BACKLOG})
 print("ready", flush=True)
 while True:
     connection, _ = server.accept()
@@ -15,3 +19,6 @@ while True:
         pass
     connection.close()
 """
+
+
+SERVICE = service(PORT)

@@ -1,5 +1,9 @@
 """An interface of a host that faults may take down: a cable whose other end is there too, addresses and routes."""
 
+import fcntl
+import socket
+import struct
+
 STANDBY, FAR_END = "standby0", "standby1"
 COMMANDS = (
     f"link add {STANDBY} type veth peer name {FAR_END}",
@@ -26,3 +30,10 @@ LOOKS = (
     f"neighbour show dev {STANDBY} nud permanent",
 )
 """What `ip` says of it: the same before and after."""
+_SIOCGIFFLAGS, _IFF_UP = 0x8913, 1
+
+
+def is_down(interface: str, asking: socket.socket) -> bool:
+    """Whether it is down, in the network that the socket was opened in."""
+    answer = fcntl.ioctl(asking, _SIOCGIFFLAGS, struct.pack("16sH14x", interface.encode(), 0))
+    return not struct.unpack_from("16sH", answer)[1] & _IFF_UP

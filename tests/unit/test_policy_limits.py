@@ -22,7 +22,7 @@ PLAIN = 'version: 1\nenvironment: staging\nfaults: {"*": {allow: true}}\n'
 @pytest.mark.parametrize(
     ("setting", "just_good", "just_not"),
     [
-        ("limits: {{concurrent: {}}}", ["1", "64"], ["0", "65", "1.5"]),
+        ("limits: {{concurrent: {}}}", ["1", "128"], ["0", "129", "1.5"]),
         ("limits: {{per_day: {}}}", ["1", "10000"], ["0", "10001", "-1"]),
         ("limits: {{cooldown_s: {}}}", ["0", "0.5", "86400"], ["-0.1", "86400.1", ".inf", ".nan"]),
         ("protect_ports: [{}]", ["1", "65535"], ["0", "65536", "-1"]),
@@ -72,7 +72,7 @@ def test_a_policy_in_force_cannot_be_changed(tmp_path: Path) -> None:
     file = write(tmp_path, PLAIN).file
     assert file is not None
     with pytest.raises(ValidationError, match="frozen"):
-        file.limits.concurrent = 64  # type: ignore[misc]
+        file.limits.concurrent = 128  # type: ignore[misc]
 
 
 def test_what_others_ask_of_it_is_what_is_written_and_nothing_where_there_is_none(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class FaultRule(_Strict):
 class Limits(_Strict):
     """What all faults together may do here."""
 
-    concurrent: Annotated[int, Field(ge=1, le=64)] = 1
+    concurrent: Annotated[int, Field(ge=1, le=128)] = 1
     per_day: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """Faults begun in any 24 hours; as many as you like when left out."""
     cooldown_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
