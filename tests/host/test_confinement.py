@@ -41,6 +41,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "network.duplicate": {"to": "127.0.0.79", "percent": 50},
     "network.latency": {"to": "127.0.0.79", "latency": "20ms"},
     "network.loss": {"to": "127.0.0.78", "percent": 50},
+    "network.partition": {"to": "127.0.0.82"},
     "network.port_occupy": {"port": 9009},
     "network.reject": {"to": "127.0.0.79"},
     "network.rate": {"to": "127.0.0.79", "rate": "1mbit"},

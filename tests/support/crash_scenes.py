@@ -30,9 +30,9 @@ KINDS = (
     "cpu.load", "cpu.throttle", "disk.fill", "disk.inodes", "disk.io", "disk.throttle", "dns.answer", "dns.delay",
     "dns.failure", "memory.leak", "memory.limit", "memory.load", "network.accept_queue", "network.blackhole",
     "network.corrupt", "network.duplicate", "network.ephemeral_ports", "network.flap", "network.interface_down",
-    "network.latency", "network.loss", "network.port_occupy", "network.rate", "network.reject", "network.reorder",
-    "network.reset", "process.crash_loop", "process.fd_exhaustion", "process.freeze", "process.kill", "process.pause",
-    "process.pid_exhaustion",
+    "network.latency", "network.loss", "network.partition", "network.port_occupy", "network.rate", "network.reject",
+    "network.reorder", "network.reset", "process.crash_loop", "process.fd_exhaustion", "process.freeze",
+    "process.kill", "process.pause", "process.pid_exhaustion",
 )  # fmt: skip
 SCENES = (*KINDS, START, REAP)
 LEFT_BEHIND = ("memory.load", "network.loss", "process.fd_exhaustion", "process.kill")
@@ -87,6 +87,7 @@ def parameters_of(host: Host, kind: str) -> dict[str, Any]:
         "network.interface_down": {"interface": STANDBY},
         "network.flap": {"to": "127.0.0.4", "every": "1s", "down": "300ms"},
         "network.loss": {"to": "127.0.0.8", "percent": 20},
+        "network.partition": {"to": "127.0.0.17"},
         "network.reject": {"to": "127.0.0.6", "port": 9999},
         "network.rate": {"to": "127.0.0.15", "rate": "1mbit"},
         "network.reorder": {"to": "127.0.0.13", "percent": 20},

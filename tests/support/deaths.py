@@ -107,7 +107,7 @@ REFUSED_TO, RESET_TO, FLAPPING_TO = "127.0.0.6", "127.0.0.5", "127.0.0.4"
 UNANSWERED_TO, DELAYED_TO, ANSWERED_TO = "127.0.0.3", "127.0.0.10", "127.0.0.11"
 DOUBLED_TO, OVERTAKEN_TO = "127.0.0.12", "127.0.0.13"
 CORRUPT_TO, SLOW_TO = "127.0.0.14", "127.0.0.15"
-EXHAUSTED_TO = "127.0.0.16"
+EXHAUSTED_TO, PARTED_TO = "127.0.0.16", "127.0.0.17"
 NAME = "{to}.brownout.test"
 """What is asked for at a fault's own server."""
 FAULTS = (
@@ -125,6 +125,7 @@ FAULTS = (
     FaultCase("network.reorder", {"to": OVERTAKEN_TO, "percent": 90, "delay": "300ms"}, Seen.LATE, OVERTAKEN_TO),
     FaultCase("network.rate", {"to": SLOW_TO, "rate": "1kbit"}, Seen.LATE, SLOW_TO),
     FaultCase("network.port_occupy", {"port": 9009, "protocol": "any"}, Seen.HOLDER),
+    FaultCase("network.partition", {"to": PARTED_TO}, Seen.SILENCE, PARTED_TO),
     FaultCase("network.reject", {"to": REFUSED_TO, "port": 9}, Seen.SILENCE, REFUSED_TO),
     FaultCase("network.reset", {"to": RESET_TO, "connections": "both"}, Seen.RESET, RESET_TO),
     FaultCase("network.flap", {"to": FLAPPING_TO, "every": "10m", "down": "9m"}, Seen.SILENCE, FLAPPING_TO),

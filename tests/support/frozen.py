@@ -229,6 +229,7 @@ async def all_on(client: Client, folder: Path) -> list[FrozenFault]:
         "network.interface_down": {"interface": _interface(folder)},
         "network.latency": {"to": "127.0.0.7", "latency": "20ms"},
         "network.loss": {"to": "127.0.0.8", "percent": 50},
+        "network.partition": {"to": "127.0.0.17"},
         "network.port_occupy": {"port": free_port()},
         "network.reject": {"to": "127.0.0.6", "port": "9"},
         "network.rate": {"to": "127.0.0.15", "rate": "1mbit"},

@@ -52,6 +52,7 @@ _ORDERS: dict[str, dict[str, object]] = {
     "network.ephemeral_ports": {"to": "127.0.0.16", "port": 9},
     "network.flap": {"to": "127.0.0.4", "every": "1s", "down": "300ms"},
     "network.loss": {"to": "127.0.0.8", "percent": 20},
+    "network.partition": {"to": "127.0.0.17", "direction": "ingress"},
     "network.port_occupy": {"port": "9000-9010", "protocol": "any"},
     "network.reject": {"to": "127.0.0.6", "answer": "host-unreachable"},
     "network.rate": {"to": "127.0.0.15", "rate": "1mbit", "queue": "50ms"},

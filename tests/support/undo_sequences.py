@@ -348,6 +348,7 @@ def _choose(host: Host, rng: random.Random) -> list[tuple[str, dict[str, Any]]]:
         ("network.latency", {"to": "127.0.0.7", "latency": f"{rng.randint(1, 2_000)}ms"}),
         ("network.loss", {"to": "127.0.0.8", "percent": rng.randint(1, 100)}),
         ("process.crash_loop", {"command": host.supervised, "every": "1s"}),
+        ("network.partition", {"to": "127.0.0.17"}),
         ("network.port_occupy", {"port": rng.randint(1024, 9999), "protocol": "any"}),
         ("network.reject", {"to": "127.0.0.6", "answer": rng.choice(("refused", "admin-prohibited"))}),
         ("network.rate", {"to": "127.0.0.15", "rate": f"{rng.randint(1, 100_000)}kbit"}),

@@ -242,7 +242,7 @@ def test_what_a_later_version_will_do_is_refused_by_name_and_never_ignored() -> 
         (22, "  - 15s", "wrong-type", 5, "abort_if"),
         (25, "  - name: Busy", "bad-name", 11, "a-z, 0-9 and -"),
         (26, "    inject: cpu.laod", "unknown-fault", 13, "did you mean `cpu.load`?"),
-        (26, "    inject: network.partition", "not-yet", 13, "faults list"),
+        (26, "    inject: clock.skew", "not-yet", 13, "faults list"),
         (27, "    target: ap", "unknown-name", 13, "did you mean `app`?"),
         (27, '    target: "role="', "bad-selector", 13, "role=app"),
         (27, '    target: ""', "bad-value", 13, "at least 1 character"),

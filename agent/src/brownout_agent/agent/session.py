@@ -15,6 +15,7 @@ import grpc
 from brownout_protos.v1 import fault_pb2, fleet_pb2, injector_pb2
 
 from brownout_agent import __version__
+from brownout_agent.agent.addresses import own_addresses
 from brownout_agent.agent.control_trial import ControlTrials
 from brownout_agent.agent.controllers import CONTROLLERS_MAX, Addresses, Controllers, is_address
 from brownout_agent.agent.identity import Identity, load_epoch, save_authority, save_epoch, save_membership
@@ -31,6 +32,7 @@ from brownout_agent.kernel.clock import boot_id, boottime_ns
 
 _SUCCEED_AFTER_S = (0.2, 1.0)
 _RESOLVE_EVERY_S = 30.0
+_ADDRESSES_EVERY_S = 2.0
 _SUCCESSOR_WITHIN_S = 1.0
 _FAULTS_TOLD = 200
 OBSERVERS_ALONE_S = 120.0
@@ -60,6 +62,7 @@ class Agent:
         self._renew_now = asyncio.Event()
         self._epoch = load_epoch(folder)
         self._heard_ns = boottime_ns()
+        self._addresses = own_addresses()
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
@@ -67,6 +70,7 @@ class Agent:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._link.run())
             group.create_task(self._keep_exempt())
+            group.create_task(self._keep_addresses())
             while True:
                 await self._session_once(self._controllers.next())
                 if boottime_ns() - self._heard_ns > OBSERVERS_ALONE_S * 1e9:
@@ -99,6 +103,16 @@ class Agent:
         if addresses != self._exempted:
             self._exempted = addresses
             self._link.exempt(addresses)
+
+    async def _keep_addresses(self) -> None:
+        """Addresses move from host to host, as a virtual one does in a failover."""
+        while True:
+            await asyncio.sleep(_ADDRESSES_EVERY_S)
+            if (addresses := own_addresses()) != self._addresses:
+                self._addresses = addresses
+                if self._greeted:
+                    told = fleet_pb2.HostAddresses(addresses=addresses)
+                    self._outbox.put(fleet_pb2.AgentMessage(addresses=told))
 
     async def _open(self, where: str) -> Stream:
         hello = self._hello()
@@ -203,6 +217,7 @@ class Agent:
             injector_attached=self._link.attached,
             environment=self._inspection.environment,
             trusts=self._identity.trusts,
+            addresses=self._addresses,
         )
 
     # ---- what the controller says -----------------------------------------------------------------------------

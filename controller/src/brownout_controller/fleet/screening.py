@@ -1,9 +1,11 @@
 """What an agent says is hostile input: absurd messages are refused, texts made harmless before they are kept."""
 
+import ipaddress
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from brownout_agent.agent.addresses import ADDRESSES_MAX
 from brownout_agent.epochs import EPOCH_MAX
 from brownout_protos.v1 import fault_pb2, fleet_pb2
 from google.protobuf.descriptor import FieldDescriptor
@@ -40,6 +42,9 @@ def screen(message: fleet_pb2.AgentMessage) -> None:
         _clean(one)
     if body == "hello":
         _check_hello(message.hello)
+        _check_addresses(message.hello)
+    elif body == "addresses":
+        _check_addresses(message.addresses)
     elif body == "samples":
         _check_samples(message.samples)
 
@@ -91,6 +96,19 @@ def _check_hello(hello: fleet_pb2.Hello) -> None:
     kinds = [capability.kind for capability in hello.capabilities]
     if len(set(kinds)) != len(kinds):
         raise Absurd("Hello.capabilities: one kind twice")
+
+
+def _check_addresses(message: fleet_pb2.Hello | fleet_pb2.HostAddresses) -> None:
+    """Other hosts' faults are aimed there: what is no host's own address must not get that far."""
+    if len(message.addresses) > ADDRESSES_MAX:
+        raise Absurd(f"{message.DESCRIPTOR.name}.addresses: {len(message.addresses)}; the limit is {ADDRESSES_MAX}")
+    for text in message.addresses:
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            raise Absurd(f"{message.DESCRIPTOR.name}.addresses: not an address") from None
+        if address.is_loopback or address.is_unspecified or address.is_multicast or address.is_link_local:
+            raise Absurd(f"{message.DESCRIPTOR.name}.addresses: {address} is no address by which others reach a host")
 
 
 def _check_samples(samples: fleet_pb2.ProbeSamples) -> None:

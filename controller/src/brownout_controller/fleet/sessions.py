@@ -50,6 +50,9 @@ class HostState:
             self.hello = message.hello
         elif message.HasField("lease"):
             self.hello.injector_attached = message.lease.injector_attached
+        elif message.HasField("addresses"):
+            del self.hello.addresses[:]
+            self.hello.addresses.extend(message.addresses.addresses)
         elif message.HasField("report"):
             for fault in self.hello.faults:
                 if fault.fault_id == message.report.fault_id:

@@ -17,3 +17,4 @@ class HostView:
     policy: str = ""
     agent_version: str = ""
     clock_error_ms: float | None = None
+    addresses: tuple[str, ...] = ()

@@ -13,6 +13,8 @@ from brownout_controller.language.experiment import CONTROLLER, Experiment, Faul
 from brownout_controller.language.nearest import nearest
 from brownout_controller.language.selectors import Selector
 from brownout_controller.planning.fleet_view import HostView
+from brownout_controller.planning.partitions import Cut
+from brownout_controller.planning.peers import NoPeers, named_targets, peers_of, unaddressed
 
 WATCH_EVERY_MS = 100
 _NAMED_MAX = 3
@@ -51,6 +53,8 @@ class PlannedFault:
     chosen_at_injection: bool
     may_be_skipped: bool = False
     """`if_none: skip`: a run in which nobody matched is as it was wished."""
+    peers: Cut | None = None
+    """For each of the hosts those that it is parted from, or sees worse; None where that is as written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +154,31 @@ class _Fleet:
         self.problems.append(Problem("wrong-environment", message, remedy))
 
 
-def choose_hosts(target: Target, fault_name: str, hosts: Sequence[HostView], seed: int) -> tuple[str, ...]:
-    """The hosts of a target, by the plan's seed: the same fleet and seed give the same hosts."""
+def choose(
+    experiment: Experiment, fault: FaultSpec, hosts: Sequence[HostView], seed: int
+) -> tuple[tuple[str, ...], Cut | None]:
+    """The hosts that get a fault, by the plan's seed, and for each the hosts that are its peers; None: as written.
+
+    A target has the same hosts wherever it is named. The same fleet and seed give the same hosts.
+
+    Raises:
+        NoPeers: the fault names targets as its peers, or cuts its own, and nobody is left.
+    """
+    name = fault.target if fault.target in experiment.targets else fault.name
+    chosen = _draw(experiment.target_of(fault), name, hosts, seed)
+    peers = peers_of(
+        fault,
+        experiment.targets,
+        chosen,
+        lambda other: _draw(experiment.targets[other], other, hosts, seed),
+        f"{seed}/{fault.name}",
+    )
+    return (chosen if peers is None else tuple(host for host in chosen if host in peers)), peers
+
+
+def _draw(target: Target, name: str, hosts: Sequence[HostView], seed: int) -> tuple[str, ...]:
     candidates = [host.name for host in match(target, hosts)]
-    chosen = random.Random(f"{seed}/{fault_name}").sample(candidates, target.pick.of(len(candidates)))  # noqa: S311
+    chosen = random.Random(f"{seed}/{name}").sample(candidates, target.pick.of(len(candidates)))  # noqa: S311
     return tuple(sorted(chosen))
 
 
@@ -165,8 +190,9 @@ def match(target: Target, hosts: Sequence[HostView]) -> list[HostView]:
 def _plan_fault(experiment: Experiment, fault: FaultSpec, fleet: _Fleet, seed: int) -> PlannedFault:
     target = experiment.target_of(fault)
     matched = tuple(host.name for host in match(target, fleet.here))
-    at_injection = target.resolve == "at_injection"
-    chosen = () if at_injection else choose_hosts(target, fault.name, fleet.here, seed)
+    involved = [target, *(experiment.targets[name] for name in named_targets(fault, experiment.targets))]
+    at_injection = any(one.resolve == "at_injection" for one in involved)
+    chosen, peers = ((), None) if at_injection else _choose_now(experiment, fault, fleet, seed)
     if not matched and target.if_none == "fail":
         what = f"target `{fault.target}` of fault `{fault.name}`"
         fleet.nobody("no-target", what, target.selector, ", so nothing was injected")
@@ -185,7 +211,30 @@ def _plan_fault(experiment: Experiment, fault: FaultSpec, fleet: _Fleet, seed: i
         matched=matched,
         chosen_at_injection=at_injection,
         may_be_skipped=target.if_none == "skip",
+        peers=peers,
     )
+
+
+def _choose_now(
+    experiment: Experiment, fault: FaultSpec, fleet: _Fleet, seed: int
+) -> tuple[tuple[str, ...], Cut | None]:
+    try:
+        chosen, peers = choose(experiment, fault, fleet.here, seed)
+    except NoPeers as error:
+        remedy = "`brownout doctor` lists hosts and labels; `pick:` says how many of a target are meant"
+        fleet.problems.append(Problem("no-peers", f"fault `{fault.name}`: {error}", remedy))
+        return (), None
+    views = {host.name: host for host in fleet.here}
+    mute = {
+        other.name: other
+        for host, others in (peers or {}).items()
+        for other in unaddressed(views[host], [views[one] for one in others])
+    }
+    for other in mute.values():
+        message = f"{other.name} is a peer of fault `{fault.name}` and has told no address by which it is reached"
+        remedy = f"name its addresses in `to`, or see `ip address` there; its agent is version {other.agent_version}"
+        fleet.problems.append(Problem("no-address", message, remedy))
+    return chosen, peers
 
 
 def _unfit(fault: FaultSpec, host: HostView, environment: str) -> list[Problem]:

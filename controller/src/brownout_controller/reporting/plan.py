@@ -31,6 +31,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
                 "wait_ms": fault.wait_ms,
                 "for_ms": fault.for_ms,
                 "hosts": list(fault.hosts),
+                "peers": fault.peers,
                 "matched": list(fault.matched),
                 "chosen_at_injection": fault.chosen_at_injection,
             }
@@ -70,7 +71,10 @@ def _fault_line(fault: PlannedFault) -> str:
     where = "chosen at injection" if fault.chosen_at_injection else ", ".join(fault.hosts) or "no host (skipped)"
     settings = ", ".join(f"{name}={visible(value)}" for name, value in fault.parameters.items())
     lasts = format_duration_ms(fault.for_ms)
+    peers = "".join(
+        f"\n           {host} from {', '.join(others)}" for host, others in sorted((fault.peers or {}).items())
+    )
     return (
         f"  {when:<8} {fault.name}  {fault.kind} {settings} for {lasts}  on {where}  "
-        f"({len(fault.hosts)} of {len(fault.matched)} matched)"
+        f"({len(fault.hosts)} of {len(fault.matched)} matched){peers}"
     )

@@ -12,7 +12,10 @@ from brownout_agent.frames import to_value
 from brownout_protos.v1 import fault_pb2, fleet_pb2
 
 from brownout_controller.fleet.sessions import LEASE_MS, Arrival, Fleet, HostState
-from brownout_controller.planning.plan import Plan, choose_hosts, within
+from brownout_controller.planning.fleet_view import HostView
+from brownout_controller.planning.partitions import Cut
+from brownout_controller.planning.peers import NoPeers, addressed, unaddressed
+from brownout_controller.planning.plan import Plan, choose, within
 from brownout_controller.record import Event, EventKind, HostResidue, ResidueState, RunRecord
 from brownout_controller.running import messages
 from brownout_controller.running.collector import Collector, RunFacts
@@ -81,6 +84,7 @@ class Engine:
         self._silent_since_ns: dict[str, int] = {}
         self._without_injector: set[str] = set()
         self._judge_by_ns: int | None = None
+        self._peers: dict[str, Cut | None] = {}
         self._fingerprints = Fingerprints(_folders(plan), self._send)
         self._observation = Observation(plan.observers, self.machine.run_key, self.collector, tell, self._send)
 
@@ -151,8 +155,12 @@ class Engine:
         spec = next(fault for fault in experiment.faults if fault.name == name)
         views = (view_of(host) for host in self._fleet.connected if self._may_mean(host.name))
         hosts = within(experiment.environment, views)
-        chosen = choose_hosts(experiment.target_of(spec), name, hosts, self._plan.seed)
-        self._feed(messages.HostsChosen(self.timeline.now(), name, chosen))
+        why_none = ""
+        try:
+            chosen, self._peers[name] = choose(experiment, spec, hosts, self._plan.seed)
+        except NoPeers as error:
+            chosen, why_none = (), str(error)
+        self._feed(messages.HostsChosen(self.timeline.now(), name, chosen, why_none))
 
     def _may_mean(self, host: str) -> bool:
         return self._only_hosts is None or host in self._only_hosts
@@ -163,17 +171,38 @@ class Engine:
             self._refused(instance.fault_id, f"{missing[0]}; nothing was sent")
             return
         fault = instance.fault
+        try:
+            parameters = self._parameters(instance)
+        except NoPeers as error:
+            self._refused(instance.fault_id, f"{error}; nothing was sent")
+            return
         order = fault_pb2.Inject(
             fault_id=instance.fault_id,
             environment=self._plan.experiment.environment,
             kind=fault.kind,
-            parameters={name: to_value(value) for name, value in fault.parameters.items()},
+            parameters={name: to_value(value) for name, value in parameters.items()},
             duration_ms=int(fault.for_ms),
             lease_ms=LEASE_MS,
             run_id=self._plan.digest[:12],
         )
         if not self._send(instance.host, fleet_pb2.ControllerMessage(inject=order)):
             self._refused(instance.fault_id, f"the agent of {instance.host} is not connected; nothing was sent")
+
+    def _parameters(self, instance: Instance) -> dict[str, Any]:
+        """With the addresses that the host's peers have now, or had when it was planned if they are away."""
+        fault = instance.fault
+        cut = self._peers.get(fault.name, fault.peers)
+        if cut is None:
+            return fault.parameters
+        own = self._view(instance.host)
+        peers = [self._view(host) for host in cut[instance.host]]
+        if mute := unaddressed(own, peers):
+            raise NoPeers(f"{', '.join(host.name for host in mute)} has told no address by which it is reached")
+        return addressed(fault.parameters, self._plan.experiment.targets, own, peers)
+
+    def _view(self, host: str) -> HostView:
+        state = self._fleet.hosts.get(host)
+        return view_of(state) if state is not None else next(one for one in self._plan.hosts if one.name == host)
 
     def _stop(self, instance: Instance, reason: str) -> None:
         order = fault_pb2.Stop(fault_id=instance.fault_id, reason=reason)

@@ -22,6 +22,7 @@ def view_of(host: HostState) -> HostView:
         policy=host.hello.policy,
         agent_version=host.hello.version,
         clock_error_ms=None if clock is None else clock.error_ns / 1e6,
+        addresses=tuple(host.hello.addresses),
     )
 
 

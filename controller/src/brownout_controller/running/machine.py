@@ -85,8 +85,8 @@ class RunMachine:
         match event:
             case SteadyJudged():
                 done = self._steady_judged(event)
-            case HostsChosen(now_ns, name, hosts):
-                done = self._order(self._fault(name), hosts, now_ns)
+            case HostsChosen(now_ns, name, hosts, why_none):
+                done = self._order(self._fault(name), hosts, now_ns, why_none)
             case FaultSaid():
                 done = self._fault_said(event)
             case HostSilent(now_ns, host):
@@ -191,9 +191,9 @@ class RunMachine:
         over_ns = self.over_ns.get(fault.after)
         return None if over_ns is None else over_ns + int(fault.wait_ms * NS_PER_MS)
 
-    def _order(self, fault: PlannedFault, hosts: tuple[str, ...], now_ns: int) -> list[Instruction]:
+    def _order(self, fault: PlannedFault, hosts: tuple[str, ...], now_ns: int, why_none: str = "") -> list[Instruction]:
         if not hosts:
-            return self._leave_out(fault, now_ns)
+            return self._leave_out(fault, now_ns, why_none)
         done: list[Instruction] = []
         for host in hosts:
             latest_ns = now_ns + int(fault.for_ms * NS_PER_MS) + GIVE_UP_AFTER_NS
@@ -202,14 +202,14 @@ class RunMachine:
             done += [Say(EventKind.FAULT_ORDERED, fault.name, host), Inject(instance)]
         return done
 
-    def _leave_out(self, fault: PlannedFault, now_ns: int) -> list[Instruction]:
+    def _leave_out(self, fault: PlannedFault, now_ns: int, why_none: str) -> list[Instruction]:
         """Nobody matched. With `if_none: skip` that is as it was wished; else it must not look like a pass."""
         self.over_ns[fault.name] = now_ns
-        if fault.may_be_skipped:
+        if fault.may_be_skipped and not why_none:
             return [Say(EventKind.FAULT_REFUSED, fault.name, message="left out: no host matched, and if_none is skip")]
         instance = Instance(self._id(fault, ""), fault, NO_HOST, State.REFUSED, now_ns, now_ns)
         self.instances[instance.fault_id] = instance
-        return [LeaveOut(instance, "no host matched when it was due")]
+        return [LeaveOut(instance, why_none or "no host matched when it was due")]
 
     def _give_up(self, now_ns: int) -> list[Instruction]:
         done: list[Instruction] = []

@@ -75,6 +75,8 @@ class HostsChosen:
     now_ns: int
     fault: str
     hosts: tuple[str, ...]
+    why_none: str = ""
+    """Where some did match, and it cannot be done with them."""
 
 
 @dataclass(frozen=True, slots=True)

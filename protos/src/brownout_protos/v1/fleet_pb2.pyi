@@ -90,6 +90,7 @@ class AgentMessage(google.protobuf.message.Message):
     HALTED_FIELD_NUMBER: builtins.int
     FINGERPRINT_FIELD_NUMBER: builtins.int
     PING_FIELD_NUMBER: builtins.int
+    ADDRESSES_FIELD_NUMBER: builtins.int
     @property
     def hello(self) -> Global___Hello: ...
     @property
@@ -114,6 +115,8 @@ class AgentMessage(google.protobuf.message.Message):
     def fingerprint(self) -> brownout_protos.v1.fault_pb2.Fingerprint: ...
     @property
     def ping(self) -> Global___Ping: ...
+    @property
+    def addresses(self) -> Global___HostAddresses: ...
     def __init__(
         self,
         *,
@@ -129,10 +132,11 @@ class AgentMessage(google.protobuf.message.Message):
         halted: brownout_protos.v1.fault_pb2.Halted | None = ...,
         fingerprint: brownout_protos.v1.fault_pb2.Fingerprint | None = ...,
         ping: Global___Ping | None = ...,
+        addresses: Global___HostAddresses | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["body", b"body", "clock", b"clock", "fingerprint", b"fingerprint", "halted", b"halted", "hello", b"hello", "lease", b"lease", "observer_ended", b"observer_ended", "observer_error", b"observer_error", "ping", b"ping", "reply", b"reply", "report", b"report", "samples", b"samples", "watch", b"watch"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["body", b"body", "clock", b"clock", "fingerprint", b"fingerprint", "halted", b"halted", "hello", b"hello", "lease", b"lease", "observer_ended", b"observer_ended", "observer_error", b"observer_error", "ping", b"ping", "reply", b"reply", "report", b"report", "samples", b"samples", "watch", b"watch"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["hello", "reply", "report", "samples", "watch", "clock", "lease", "observer_error", "observer_ended", "halted", "fingerprint", "ping"] | None: ...
+    def HasField(self, field_name: typing.Literal["addresses", b"addresses", "body", b"body", "clock", b"clock", "fingerprint", b"fingerprint", "halted", b"halted", "hello", b"hello", "lease", b"lease", "observer_ended", b"observer_ended", "observer_error", b"observer_error", "ping", b"ping", "reply", b"reply", "report", b"report", "samples", b"samples", "watch", b"watch"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["addresses", b"addresses", "body", b"body", "clock", b"clock", "fingerprint", b"fingerprint", "halted", b"halted", "hello", b"hello", "lease", b"lease", "observer_ended", b"observer_ended", "observer_error", b"observer_error", "ping", b"ping", "reply", b"reply", "report", b"report", "samples", b"samples", "watch", b"watch"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["hello", "reply", "report", "samples", "watch", "clock", "lease", "observer_error", "observer_ended", "halted", "fingerprint", "ping", "addresses"] | None: ...
 
 Global___AgentMessage: typing_extensions.TypeAlias = AgentMessage
 
@@ -167,6 +171,7 @@ class Hello(google.protobuf.message.Message):
     INJECTOR_ATTACHED_FIELD_NUMBER: builtins.int
     ENVIRONMENT_FIELD_NUMBER: builtins.int
     TRUSTS_FIELD_NUMBER: builtins.int
+    ADDRESSES_FIELD_NUMBER: builtins.int
     version: builtins.str
     host: builtins.str
     """a label for people; identity is the certificate"""
@@ -185,6 +190,10 @@ class Hello(google.protobuf.message.Message):
     def faults(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[brownout_protos.v1.fault_pb2.FaultReport]:
         """what an earlier life left unclean"""
 
+    @property
+    def addresses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """as in HostAddresses"""
+
     def __init__(
         self,
         *,
@@ -199,10 +208,29 @@ class Hello(google.protobuf.message.Message):
         injector_attached: builtins.bool = ...,
         environment: builtins.str = ...,
         trusts: builtins.str = ...,
+        addresses: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["boot_id", b"boot_id", "capabilities", b"capabilities", "environment", b"environment", "epoch_seen", b"epoch_seen", "faults", b"faults", "host", b"host", "injector_attached", b"injector_attached", "labels", b"labels", "policy", b"policy", "trusts", b"trusts", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["addresses", b"addresses", "boot_id", b"boot_id", "capabilities", b"capabilities", "environment", b"environment", "epoch_seen", b"epoch_seen", "faults", b"faults", "host", b"host", "injector_attached", b"injector_attached", "labels", b"labels", "policy", b"policy", "trusts", b"trusts", "version", b"version"]) -> None: ...
 
 Global___Hello: typing_extensions.TypeAlias = Hello
+
+@typing.final
+class HostAddresses(google.protobuf.message.Message):
+    """Where other hosts reach this one, sent when it changes: none of the loopback's, none that is local to a link."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ADDRESSES_FIELD_NUMBER: builtins.int
+    @property
+    def addresses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        addresses: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["addresses", b"addresses"]) -> None: ...
+
+Global___HostAddresses: typing_extensions.TypeAlias = HostAddresses
 
 @typing.final
 class LeaseStatus(google.protobuf.message.Message):
