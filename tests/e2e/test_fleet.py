@@ -1,6 +1,7 @@
 """Joining and staying in a fleet: real agent processes, real mutual TLS, and everybody who must be kept out."""
 
 import asyncio
+import os
 import subprocess
 import time
 from dataclasses import replace
@@ -17,6 +18,7 @@ from brownout_controller.fleet.authority import Authority, Peer, read_request
 from brownout_controller.serving import Controller
 from brownout_protos.v1 import fleet_pb2, fleet_pb2_grpc
 
+from tests.host.network_pair import inside, network_namespace
 from tests.support.fleets import BIN, Entries, agent, agent_id, controller, injector, joined, membership, said, until
 
 pytestmark = pytest.mark.injects
@@ -252,6 +254,28 @@ def test_a_controller_that_ends_leaves_no_traceback_whoever_is_connected(
 
     asyncio.run(story())
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+def test_the_fleet_knows_the_addresses_of_a_host_also_when_one_comes_or_goes(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with controller(tmp_path / "c") as serving, agent(await joined(serving, tmp_path / "a")):
+            assert await serving.fleet.wait_for(1, 15)
+            (host,) = serving.fleet.connected
+            assert list(host.hello.addresses) == ["192.0.2.1"]
+            change("add", "192.0.2.9/32")
+            change("add", "2001:db8::9/128")
+            await until(lambda: list(host.hello.addresses) == ["192.0.2.1", "192.0.2.9", "2001:db8::9"])
+            change("delete", "192.0.2.9/32")
+            await until(lambda: list(host.hello.addresses) == ["192.0.2.1", "2001:db8::9"])
+
+    def change(verb: str, address: str) -> None:
+        subprocess.run(["ip", "address", verb, address, "dev", "lo"], check=True)
+
+    with network_namespace() as namespace, inside(namespace):
+        change("add", "192.0.2.1/24")
+        asyncio.run(story())
 
 
 def test_a_dead_injector_and_a_new_one_are_seen_in_the_fleet(tmp_path: Path) -> None:

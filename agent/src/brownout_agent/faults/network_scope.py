@@ -92,7 +92,10 @@ class NetworkParameters(FaultParameters):
     to: Annotated[
         tuple[str, ...],
         BeforeValidator(as_list, json_schema_input_type=str | list[str]),
-        Field(description="peers: addresses, CIDRs or host names (resolved when the fault starts); default everyone"),
+        Field(
+            description="peers: addresses, CIDRs, host names (resolved when the fault starts) or targets of the "
+            "experiment; default everyone"
+        ),
     ] = ()
     port: Annotated[
         tuple[str, ...],

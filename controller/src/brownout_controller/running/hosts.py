@@ -36,7 +36,7 @@ def shown(host: HostState) -> dict[str, Any]:
     return {
         "name": view.name, "labels": dict(view.labels), "version": view.agent_version,
         "environment": view.environment, "clock_error_ms": view.clock_error_ms, "policy": view.policy,
-        "injector": view.injector_attached, "faults": faults,
+        "injector": view.injector_attached, "addresses": [*view.addresses], "faults": faults,
     }  # fmt: skip
 
 
