@@ -329,6 +329,13 @@ def test_a_fault_that_may_be_skipped_is_no_failure() -> None:
     assert (run.instances, run.over_ns) == ({}, {"one": 60 * S})
 
 
+@pytest.mark.parametrize("if_none", ["fail", "skip"])
+def test_hosts_that_matched_and_have_no_peers_are_no_wish_to_skip(if_none: str) -> None:
+    _, (left_out,) = chosen_at_injection(if_none, "a ring needs 4 hosts; there are 3")
+    assert isinstance(left_out, LeaveOut)
+    assert left_out.reason == "a ring needs 4 hosts; there are 3"
+
+
 def test_hosts_that_were_chosen_at_injection_get_the_fault_that_they_were_chosen_for() -> None:
     run = machine("""
 version: 1
@@ -345,7 +352,7 @@ faults:
         assert (run.instances[ordered].fault.name, run.instances[ordered].host) == (name, host)
 
 
-def chosen_at_injection(if_none: str) -> tuple[RunMachine, list[Instruction]]:
+def chosen_at_injection(if_none: str, why_none: str = "") -> tuple[RunMachine, list[Instruction]]:
     """A run whose one target matches nobody when its fault is due, and what is to be done then."""
     run = machine(f"""
 version: 1
@@ -355,4 +362,4 @@ faults: [{{name: one, inject: cpu.load, target: app, with: {{percent: 50}}, for:
 """)
     run.handle(Tick(60 * S))
     (choose,) = (one for one in run.handle(SteadyJudged(60 * S, ())) if isinstance(one, ChooseHosts))
-    return run, run.handle(HostsChosen(60 * S, choose.fault.name, ()))
+    return run, run.handle(HostsChosen(60 * S, choose.fault.name, (), why_none))
