@@ -9,7 +9,7 @@ from brownout_controller.fleet.screening import Absurd, screen
 from brownout_controller.language import parse_experiment
 from brownout_controller.planning.fleet_view import HostView
 from brownout_controller.planning.peers import addressed, unaddressed
-from brownout_controller.planning.plan import Plan, PlannedFault, PlanRefused, make_plan
+from brownout_controller.planning.plan import Plan, PlannedFault, PlanRefused, choose, make_plan
 from brownout_controller.reporting.plan import plan_document, plan_summary
 from brownout_protos.v1 import fleet_pb2
 from rich.console import Console
@@ -108,6 +108,15 @@ def test_a_peer_that_has_told_no_address_is_refused() -> None:
     ((code, message),) = problems("inject: network.partition, target: apps, with: {to: primary}", hosts)
     assert code == "no-address"
     assert message == "db-1 is a peer of fault `network-partition` and has told no address by which it is reached"
+
+
+def test_a_target_that_was_planned_keeps_its_hosts_when_others_are_chosen_at_injection() -> None:
+    made = plan("inject: network.partition, target: late, with: {to: primary}")
+    (primary,) = made.targets["primary"]
+    assert "late" not in made.targets
+    left = [host for host in FLEET if host.name not in {primary, "app-2"}]
+    chosen, peers = choose(made.experiment, made.experiment.faults[0], left, made.targets, made.seed)
+    assert (chosen, peers) == (("app-1",), {"app-1": (primary,)})
 
 
 @pytest.mark.parametrize("fault", ["target: late, with: {to: primary}", "target: primary, with: {to: late}"])

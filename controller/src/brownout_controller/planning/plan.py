@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from brownout_controller.planning.peers import NoPeers, named_targets, peers_of,
 
 WATCH_EVERY_MS = 100
 _NAMED_MAX = 3
+Targets = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,8 @@ class Plan:
     experiment: Experiment
     seed: int
     hosts: tuple[HostView, ...]
+    targets: dict[str, tuple[str, ...]]
+    """The hosts of each named target but those that are resolved at injection: the same wherever it is named."""
     faults: tuple[PlannedFault, ...]
     observers: tuple[PlannedObserver, ...]
 
@@ -103,6 +106,7 @@ class Plan:
         done = {
             "experiment": self.experiment.model_dump(mode="json"),
             "seed": self.seed,
+            "targets": self.targets,
             "faults": [asdict(fault) for fault in self.faults],
             "observers": [asdict(observer) for observer in self.observers],
         }
@@ -118,11 +122,16 @@ def make_plan(experiment: Experiment, hosts: Iterable[HostView], seed: int) -> P
     known = sorted(hosts, key=lambda host: host.name)
     here = tuple(within(experiment.environment, known))
     fleet = _Fleet(experiment.environment, here, tuple(host for host in known if host not in here), [])
-    faults = tuple(_plan_fault(experiment, fault, fleet, seed) for fault in experiment.faults)
+    targets = {
+        name: _draw(target, name, here, seed)
+        for name, target in experiment.targets.items()
+        if target.resolve != "at_injection"
+    }
+    faults = tuple(_plan_fault(experiment, fault, fleet, targets, seed) for fault in experiment.faults)
     observers = (*_plan_probes(experiment, fleet), *_plan_watchers(experiment, fleet))
     if fleet.problems:
         raise PlanRefused(fleet.problems)
-    return Plan(experiment, seed, here, faults, observers)
+    return Plan(experiment, seed, here, targets, faults, observers)
 
 
 def within(environment: str, hosts: Iterable[HostView]) -> list[HostView]:
@@ -155,28 +164,28 @@ class _Fleet:
 
 
 def choose(
-    experiment: Experiment, fault: FaultSpec, hosts: Sequence[HostView], seed: int
+    experiment: Experiment, fault: FaultSpec, hosts: Sequence[HostView], targets: Targets, seed: int
 ) -> tuple[tuple[str, ...], Cut | None]:
-    """The hosts that get a fault, by the plan's seed, and for each the hosts that are its peers; None: as written.
-
-    A target has the same hosts wherever it is named. The same fleet and seed give the same hosts.
+    """The hosts that get a fault, and for each the hosts that are its peers (None: as written): those of `targets`,
+    which were resolved before, and of these hosts by the seed.
 
     Raises:
         NoPeers: the fault names targets as its peers, or cuts its own, and nobody is left.
     """
-    name = fault.target if fault.target in experiment.targets else fault.name
-    chosen = _draw(experiment.target_of(fault), name, hosts, seed)
-    peers = peers_of(
-        fault,
-        experiment.targets,
-        chosen,
-        lambda other: _draw(experiment.targets[other], other, hosts, seed),
-        f"{seed}/{fault.name}",
-    )
+
+    def hosts_of(name: str) -> tuple[str, ...]:
+        return targets[name] if name in targets else _draw(experiment.targets[name], name, hosts, seed)
+
+    if fault.target in experiment.targets:
+        chosen = hosts_of(fault.target)
+    else:
+        chosen = _draw(experiment.target_of(fault), fault.name, hosts, seed)
+    peers = peers_of(fault, experiment.targets, chosen, hosts_of, f"{seed}/{fault.name}")
     return (chosen if peers is None else tuple(host for host in chosen if host in peers)), peers
 
 
 def _draw(target: Target, name: str, hosts: Sequence[HostView], seed: int) -> tuple[str, ...]:
+    """The same fleet and seed give the same hosts."""
     candidates = [host.name for host in match(target, hosts)]
     chosen = random.Random(f"{seed}/{name}").sample(candidates, target.pick.of(len(candidates)))  # noqa: S311
     return tuple(sorted(chosen))
@@ -187,12 +196,12 @@ def match(target: Target, hosts: Sequence[HostView]) -> list[HostView]:
     return [host for host in hosts if target.selector.matches(host.labels) and host.name not in target.exclude]
 
 
-def _plan_fault(experiment: Experiment, fault: FaultSpec, fleet: _Fleet, seed: int) -> PlannedFault:
+def _plan_fault(experiment: Experiment, fault: FaultSpec, fleet: _Fleet, targets: Targets, seed: int) -> PlannedFault:
     target = experiment.target_of(fault)
     matched = tuple(host.name for host in match(target, fleet.here))
     involved = [target, *(experiment.targets[name] for name in named_targets(fault, experiment.targets))]
     at_injection = any(one.resolve == "at_injection" for one in involved)
-    chosen, peers = ((), None) if at_injection else _choose_now(experiment, fault, fleet, seed)
+    chosen, peers = ((), None) if at_injection else _choose_now(experiment, fault, fleet, targets, seed)
     if not matched and target.if_none == "fail":
         what = f"target `{fault.target}` of fault `{fault.name}`"
         fleet.nobody("no-target", what, target.selector, ", so nothing was injected")
@@ -216,10 +225,10 @@ def _plan_fault(experiment: Experiment, fault: FaultSpec, fleet: _Fleet, seed: i
 
 
 def _choose_now(
-    experiment: Experiment, fault: FaultSpec, fleet: _Fleet, seed: int
+    experiment: Experiment, fault: FaultSpec, fleet: _Fleet, targets: Targets, seed: int
 ) -> tuple[tuple[str, ...], Cut | None]:
     try:
-        chosen, peers = choose(experiment, fault, fleet.here, seed)
+        chosen, peers = choose(experiment, fault, fleet.here, targets, seed)
     except NoPeers as error:
         remedy = "`brownout doctor` lists hosts and labels; `pick:` says how many of a target are meant"
         fleet.problems.append(Problem("no-peers", f"fault `{fault.name}`: {error}", remedy))

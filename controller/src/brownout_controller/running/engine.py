@@ -157,7 +157,7 @@ class Engine:
         hosts = within(experiment.environment, views)
         why_none = ""
         try:
-            chosen, self._peers[name] = choose(experiment, spec, hosts, self._plan.seed)
+            chosen, self._peers[name] = choose(experiment, spec, hosts, self._plan.targets, self._plan.seed)
         except NoPeers as error:
             chosen, why_none = (), str(error)
         self._feed(messages.HostsChosen(self.timeline.now(), name, chosen, why_none))
