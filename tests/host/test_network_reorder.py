@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from brownout_agent.faults import catalogue
-from brownout_agent.faults.contract import Host
+from brownout_agent.faults.contract import Host, Meter
+from brownout_agent.faults.network_queue import RECEIVED, QueueMeter
 from brownout_agent.faults.network_share import wilson_interval
 from brownout_agent.injector.undoing import undo_and_verify
 from brownout_agent.kernel.nftables import Nftables
@@ -138,6 +139,17 @@ def _read(connection: socket.socket, size: int) -> bytes:
     return bytes(read)
 
 
+async def kept_of(meter: Meter, packets: int) -> int:
+    """How many the kernel keeps, once the holder has dealt with all of these."""
+    assert isinstance(meter, QueueMeter)
+    while True:
+        meter.sample()
+        kept = int(_QUEUES.read_text().split()[2])  # number, port id, how many it keeps
+        if meter.noted[RECEIVED] == packets and meter.noted["held"] == kept:
+            return kept
+        await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("is_killed", [False, True])
 def test_an_end_lets_go_what_is_held_and_a_death_takes_it_along(is_killed: bool, pair: Pair) -> None:
     async def scene() -> None:
@@ -147,10 +159,7 @@ def test_an_end_lets_go_what_is_held_and_a_death_takes_it_along(is_killed: bool,
                     client.connect(to.getsockname())
                     for number in range(100):
                         client.send(number.to_bytes(4))
-                while int(_QUEUES.read_text().split()[7]) < 100:  # the number of the last one, which has come
-                    await asyncio.sleep(0.01)
-                it.meter.sample()
-                kept = int(_QUEUES.read_text().split()[2])
+                kept = await kept_of(it.meter, 100)
                 if is_killed:
                     send_signal(it.holder.key, signal.SIGKILL)
                     await it.holder.died()

@@ -30,6 +30,8 @@ _INSIDE = (
     "deaths.py",
     "deaths_kernel.py",
     "injectors.py",
+    "one_at_a_time.py",
+    "standby.py",
     "uml_inside.py",
     "uml_units.py",
     "uml_wants.py",

@@ -42,7 +42,10 @@ async def _story(folder: Path) -> list[dict[str, Any]]:
         await host.power_cut()
         await host.boot_systemd()
         await _until(host, "booted", findings)
-        await controller.wait_ready(host.name)
+        try:
+            await controller.wait_ready(host.name)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{host.logs()}") from None
         findings.append({"ready": host.name})
     finally:
         await host.dismantle()
