@@ -23,9 +23,10 @@ TELLING = (("injector",), ("agent", "injector", "holders"), ("agent", "injector"
 """Those in which the injector, whose timers come first, has no part."""
 
 
+@pytest.mark.timeout(420)
 def test_whoever_is_stopped_every_fault_ends_within_its_bound(tmp_path: Path) -> None:
     with network_namespace() as namespace, inside(namespace):
-        outcomes = asyncio.run(freeze_each(tmp_path, TELLING))
+        outcomes = asyncio.run(freeze_each(tmp_path, TELLING, at_once=1))
     late = [
         f"{kind} with {'+'.join(frozen)} stopped: {after_s and round(after_s, 2)} s of {bound} s"
         for frozen, seen in outcomes.items()

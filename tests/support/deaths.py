@@ -15,7 +15,7 @@ from tests.support.standby import STANDBY
 LEASE_S = 10.0
 FAULT_S = 60.0
 """How long faults would last if nothing happened; longer than every bound."""
-AT_ONCE, AT_ONCE_ON_UML = 10, 5
+AT_ONCE, AT_ONCE_ON_UML = 11, 5
 """The most faults of one trial: what hosts of two cores, several side by side, begin and undo without being slow. A
 user-mode Linux host has one slow core."""
 RESTART_S = 3.0

@@ -119,8 +119,8 @@ class Agent:
         stream = await Stream.open(self._identity, where, hello)
         try:
             self._welcomed(stream.welcome)
-            if self._identity.trusts != hello.trusts:
-                self._outbox.put(fleet_pb2.AgentMessage(hello=self._hello()))
+            if (now := self._hello()) != hello:  # an injector that is slow may have answered since it was written
+                self._outbox.put(fleet_pb2.AgentMessage(hello=now))
         except BaseException:
             await stream.close()
             raise
@@ -369,6 +369,8 @@ class Agent:
                 self._inspection = message.inspection
                 self._faults = {report.fault_id: report for report in message.inspection.faults}
                 self._inspected.set()
+                able = sum(one.able for one in message.inspection.capabilities)
+                log.info("the injector is able to do %d kinds of fault", able)
                 if self._greeted:  # what the first Hello said of injector, policy and capabilities may have changed
                     self._outbox.put(fleet_pb2.AgentMessage(hello=self._hello()))
                 for report in message.inspection.faults:
