@@ -1,12 +1,12 @@
 """Joining and staying in a fleet: real agent processes, real mutual TLS, and everybody who must be kept out."""
 
 import asyncio
-import contextlib
 import os
 import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -257,20 +257,24 @@ def test_a_controller_that_ends_leaves_no_traceback_whoever_is_connected(
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_an_injector_that_answers_while_the_stream_is_being_opened_is_known(tmp_path: Path) -> None:
+def test_an_injector_that_answers_while_the_stream_is_being_opened_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def story() -> None:
         asked, may_pass = asyncio.Event(), asyncio.Event()
+        take = server.FleetService._take
 
-        async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def take_late(self: server.FleetService, *arguments: Any) -> int:
             asked.set()
             await may_pass.wait()
-            there, back = await asyncio.open_connection("127.0.0.1", serving.port)
-            await asyncio.gather(_pump(reader, back), _pump(there, writer))
+            return await take(self, *arguments)
 
-        async with controller(tmp_path / "c") as serving, await asyncio.start_server(relay, "127.0.0.1") as slow:
+        async with controller(tmp_path / "c") as serving:
             folder = await joined(serving, tmp_path / "a")
-            port = slow.sockets[0].getsockname()[1]
-            save_membership(folder, replace(membership(serving), controller=f"127.0.0.1:{port}"))
+            async with agent(folder):  # whom it trusts is learned, of which it tells in a word of its own
+                assert await serving.fleet.wait_for(1, 15)
+            await until(lambda: not serving.fleet.connected)
+            monkeypatch.setattr(server.FleetService, "_take", take_late)
             async with agent(folder):
                 await asked.wait()
                 async with injector(folder / "none.sock", tmp_path / "i"):
@@ -279,14 +283,6 @@ def test_an_injector_that_answers_while_the_stream_is_being_opened_is_known(tmp_
                     assert await serving.fleet.wait_for(1, 15, with_injector=True)
 
     asyncio.run(story())
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(2**16):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
 
 
 @pytest.mark.root
