@@ -24,7 +24,8 @@ def _want_cpu() -> None:
 def _want_memory() -> None:
     while not WANT.exists():
         time.sleep(0.05)
-    taken = mmap.mmap(-1, _MEMORY_MIB * _MIB)
+    # A shared one would be memory of a file (tmpfs), and no anonymous memory.
+    taken = mmap.mmap(-1, _MEMORY_MIB * _MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     for at in range(0, len(taken), mmap.PAGESIZE):
         taken[at] = 1
     time.sleep(3600)
