@@ -29,6 +29,7 @@ _OPTIONS = 0x01 | 0x02 | 0x04 | 0x08 | 0x10 | 0x80  # TRACESYSGOOD, FORK, VFORK,
 _EVENT_EXEC, _EVENT_SECCOMP, _EVENT_STOP = 4, 7, 128
 _WALL = 0x40000000
 _ENTRY_BY_SECCOMP = 3
+_PF_EXITING = 0x4
 _CLONE_THREAD = 0x10000
 _PR_CAPBSET_READ, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 23, 22, 2
 _RET_ALLOW, _RET_TRACE = 0x7FFF0000, 0x7FF00000
@@ -142,7 +143,9 @@ class Tracer:
         if info.op != _ENTRY_BY_SECCOMP or (call := _effect(tid, info.data)) is None:
             return
         self._hear_order()
-        label = (self._role(tid), call, _target(tid, info.data).replace(Path(self.folder).name, "FOLDER"))
+        if (target := _target(tid, info.data)) is None:
+            return
+        label = (self._role(tid), call, target.replace(Path(self.folder).name, "FOLDER"))
         if label[0] == "other" or label[2] == "wake-up":  # a program started again; a thread by one of its process
             return
         if _PYTHONS_CACHE.search(label[2]):
@@ -216,20 +219,34 @@ def _effect(tid: int, data: "ctypes.Array[ctypes.c_uint64]") -> str | None:
     return None if starts_thread or only_asks else EFFECTS.get(number, f"call {number}")
 
 
-def _target(tid: int, data: "ctypes.Array[ctypes.c_uint64]") -> str:
-    """What the call is made on."""
+def _target(tid: int, data: "ctypes.Array[ctypes.c_uint64]") -> str | None:
+    """What the call is made on; "" where that cannot be read. None of one that is never made: its maker was killed
+    while it was stopped here, and what it had is gone.
+    """
     number = data[0]
     text = ""
-    with suppress(OSError):
+    try:
         if number in _WITH_DESCRIPTOR:
             text = _descriptor(tid, data[1])
-        elif number in _WITH_PATH:
+        elif number in _WITH_PATH and data[1 + _WITH_PATH[number]] != 0:
             text = Path(_string(tid, data[1 + _WITH_PATH[number]])).name or "/"
         elif number in _WITH_REQUEST:
             return f"request {data[1]:#x}"
+    except OSError:
+        if _is_exiting(tid):
+            return None
     for differs, name in _NAMES.items():
         text = re.sub(differs, name, text)
     return text
+
+
+def _is_exiting(tid: int) -> bool:
+    """Whether a thread is on its way out, or gone: its flags have PF_EXITING (proc(5), linux/sched.h)."""
+    try:
+        after_name = Path(f"/proc/{tid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return bool(int(after_name[6]) & _PF_EXITING)
 
 
 def _descriptor(tid: int, number: int) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 from brownout_agent.fingerprint import Fingerprint, from_wire
 from brownout_agent.frames import to_value
-from brownout_agent.kernel.cgroups import PREFIX, group_folders
+from brownout_agent.kernel.cgroups import PREFIX, group_folders, unified_tree
 from brownout_controller.analysis.residue import find_residue
 from brownout_controller.record import ResidueState
 from brownout_protos.v1 import fault_pb2, injector_pb2
@@ -346,9 +346,9 @@ def _choose(host: Host, rng: random.Random) -> list[tuple[str, dict[str, Any]]]:
         ("network.corrupt", {"to": "127.0.0.14", "percent": rng.randint(1, 100)}),
         ("network.duplicate", {"to": "127.0.0.12", "percent": rng.randint(1, 100)}),
         ("network.latency", {"to": "127.0.0.7", "latency": f"{rng.randint(1, 2_000)}ms"}),
-        ("network.loss", {"to": "127.0.0.8", "percent": rng.randint(1, 100)}),
+        ("network.loss", {"to": "192.0.2.8", "percent": rng.randint(1, 100), **rng.choice(({}, _whose(host)))}),
         ("process.crash_loop", {"command": host.supervised, "every": "1s"}),
-        ("network.partition", {"to": "127.0.0.17"}),
+        ("network.partition", {"to": "127.0.0.17", "protocol": "tcp", "connections": rng.choice(("existing", "new"))}),
         ("network.port_occupy", {"port": rng.randint(1024, 9999), "protocol": "any"}),
         ("network.reject", {"to": "127.0.0.6", "answer": rng.choice(("refused", "admin-prohibited"))}),
         ("network.rate", {"to": "127.0.0.15", "rate": f"{rng.randint(1, 100_000)}kbit"}),
@@ -360,6 +360,13 @@ def _choose(host: Host, rng: random.Random) -> list[tuple[str, dict[str, Any]]]:
         ("network.flap", {"to": "127.0.0.4", "every": "250ms", "down": f"{rng.randint(100, 150)}ms"}),
     ]
     return rng.sample([rng.choice(on_victims), *others], rng.randint(1, FAULTS_MAX))
+
+
+def _whose(host: Host) -> dict[str, Any]:
+    """The parameters by which a network fault means flows of one group's sockets, as far as there are such groups."""
+    tree = unified_tree()
+    below = [group.relative_to(tree) for group in host.groups if tree and group.is_relative_to(tree)]
+    return {"share": 30, **({"cgroup": f"/{below[0]}"} if below else {})}
 
 
 async def play(host: Host, rng: random.Random) -> str:

@@ -2,14 +2,18 @@
 
 import ipaddress
 import re
+from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
+from brownout_agent.faults.network_group import SocketGroup
 from brownout_agent.faults.network_loss import LossParameters, judge_loss
 from brownout_agent.faults.network_rules import drawn, drop, ruleset, table_name
 from brownout_agent.faults.network_scope import NetworkParameters, Scope, parse_network, parse_port_range
 from brownout_agent.faults.network_share import wilson_interval
 from brownout_agent.faults.network_table import PacketCounts, judge_all
+from brownout_agent.kernel.tcp_connections import Connection
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -67,6 +71,16 @@ def test_one_value_and_a_list_of_them_are_the_same() -> None:
         ({"interface": "eth*"}, "is not the name of a network interface"),
         ({"interface": "a-name-too-long-for-it"}, "is not the name of a network interface"),
         ({"interface": ""}, "is not the name of a network interface"),
+        ({"unit": "nginx"}, "should match pattern"),
+        ({"unit": 'x".service'}, "should match pattern"),
+        ({"cgroup": "system.slice"}, "should match pattern"),
+        ({"cgroup": "/system.slice/../x"}, "without `.` and `..`"),
+        ({"unit": "nginx.service", "cgroup": "/x"}, "both say whose sockets"),
+        ({"unit": "nginx.service", "protocol": "icmp"}, "belongs to no socket"),
+        ({"connections": "new"}, "only TCP has new connections: write `protocol: tcp`"),
+        ({"connections": "old", "protocol": "tcp"}, "'existing', 'new' or 'both'"),
+        ({"share": 0}, "share"),
+        ({"share": "101%"}, "share"),
         ({"peers": "10.0.0.9"}, "Extra inputs are not permitted"),
     ],
 )
@@ -143,6 +157,69 @@ def test_a_port_is_matched_on_either_side_and_families_apart() -> None:
 def test_networks_that_overlap_are_merged_as_an_interval_set_needs_it() -> None:
     text = rules(scope(["10.0.0.9/32", "10.0.0.0/24", "10.0.1.0/24"]))
     assert "ip daddr { 10.0.0.0/23 } goto egress_meant" in text
+
+
+GROUP = {"name": "nginx.service", "folder": "/sys/fs/cgroup/unified/system.slice/nginx.service", "level": 2}
+
+
+def of_group(**given_parameters: Any) -> Scope:
+    facts = {**EVERYONE, "networks": ["10.0.0.9/32"], "with_loopback": True, "group": GROUP}
+    return Scope.of(NetworkParameters.model_validate(given_parameters), facts)
+
+
+def test_a_group_is_the_last_thing_that_a_packet_is_looked_at_for_and_everyone_is_exempt_before() -> None:
+    text = rules(of_group(port=80))
+    meant = [line for line in chain(text, "egress") if "goto" in line]
+    assert all(line.endswith("socket cgroupv2 level 2 @groups goto egress_meant") for line in meant)
+    assert len(meant) == 2
+    assert "set groups { type cgroupsv2\n}" in text
+    assert "groups" not in rules(scope())
+
+
+def test_a_loopback_packet_is_looked_at_twice_by_group_since_it_has_another_socket_each_time() -> None:
+    text = rules(of_group())
+    assert not any('"lo" accept' in line for name in ("ingress", "egress") for line in chain(text, name))
+
+
+def test_a_group_is_written_to_nft_by_its_path_below_the_folder_where_that_looks() -> None:
+    assert of_group().group == SocketGroup(**GROUP)
+    assert SocketGroup("x", "/sys/fs/cgroup/unified/a/b.scope", 2).element == '"unified/a/b.scope"'
+    assert SocketGroup("x", "/run/groups/b.scope", 1).element == '"../../../run/groups/b.scope"'
+    with pytest.raises(ValueError, match="no path of a control group that rules can have"):
+        SocketGroup("x", '/sys/fs/cgroup/a"; flush ruleset; "', 1)
+
+
+STOOD = Connection(ip_address("10.0.0.1"), 40_000, ip_address("10.0.0.9"), 5432)
+
+
+@pytest.mark.parametrize(("connections", "spared"), [("new", "@standing"), ("existing", "!= @standing")])
+def test_connections_that_are_not_asked_for_go_before_anything_is_counted(connections: str, spared: str) -> None:
+    asked = replace(scope(protocol="tcp", connections=connections), standing=frozenset({STOOD}))
+    text = rules(asked)
+    assert chain(text, "egress_meant")[:2] == [
+        f"ip saddr . tcp sport . ip daddr . tcp dport {spared}4 accept",
+        f"ip6 saddr . tcp sport . ip6 daddr . tcp dport {spared}6 accept",
+    ]
+    assert chain(text, "ingress_meant")[0] == f"ip daddr . tcp dport . ip saddr . tcp sport {spared}4 accept"
+    assert "elements = { 10.0.0.1 . 40000 . 10.0.0.9 . 5432 }" in text
+    assert "standing" not in rules(scope(protocol="tcp"))
+
+
+def test_a_share_of_the_flows_is_drawn_alike_both_ways_and_anew_by_each_fault() -> None:
+    def drawn_by(table: str, direction: str) -> list[str]:
+        return chain(ruleset(table, scope(share="30%"), drop(100), lease_ms=1, owned=True), f"{direction}_meant")
+
+    leaves, arrives = drawn_by("brownout-x", "egress"), drawn_by("brownout-x", "ingress")
+    assert [re.findall(r"seed 0x[0-9a-f]{8} >= 300000 counter name egress_spared", rule) for rule in leaves[:4]] == (
+        [re.findall("seed.*", leaves[0].removesuffix(" accept"))] * 4
+    )
+    turned = str.maketrans("sd", "ds")
+    ends = [re.findall(r"\b[sd](?:addr|port)", rule) for rule in leaves[:4]]
+    assert [re.findall(r"\b[sd](?:addr|port)", rule) for rule in arrives[:4]] == [
+        [end[0].translate(turned) + end[1:] for end in each] for each in ends
+    ]
+    assert re.findall("seed 0x\\S+", leaves[0]) == re.findall("seed 0x\\S+", arrives[0])
+    assert re.findall("seed 0x\\S+", leaves[0]) != re.findall("seed 0x\\S+", drawn_by("brownout-y", "egress")[0])
 
 
 def test_one_direction_makes_one_chain() -> None:

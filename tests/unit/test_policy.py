@@ -115,6 +115,15 @@ def test_a_ceiling_of_every_fault_binds_those_that_have_the_parameter(tmp_path: 
         check(policy, "network.loss", {"percent": 31})
 
 
+def test_a_ceiling_of_a_share_binds_who_says_nothing_which_is_everyone(tmp_path: Path) -> None:
+    rule = "{network.blackhole: {allow: true, max: {share: 30}}}"
+    policy = write(tmp_path, f"version: 1\nenvironment: staging\nfaults: {rule}")
+    check(policy, "network.blackhole", {"share": "30%"})
+    for parameters, asked in (({"share": 31}, "31"), ({}, "100.0")):
+        with pytest.raises(Refusal, match=rf"with share {asked}; this host allows at most 30"):
+            check(policy, "network.blackhole", parameters)
+
+
 def test_a_floor_bounds_what_does_the_more_harm_the_smaller_it_is(tmp_path: Path) -> None:
     rules = "{cpu.throttle: {allow: true, min: {quota: 20%}}, disk.fill: {allow: true, min: {leave: 1GiB}}}"
     policy = write(tmp_path, f"version: 1\nenvironment: staging\nfaults: {rules}")

@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import ClassVar, Literal, TypeVar
 
 from brownout_agent.faults.contract import ABLE, TRIAL_S, Capability, Effect, Facts, Hold, Host, Record, Refusal
+from brownout_agent.faults.network_following import follow
 from brownout_agent.faults.network_hold import Handler, asked_to_end, drain, hold_until
 from brownout_agent.faults.network_rules import (
     LEASE_MARGIN_MS,
@@ -31,7 +32,7 @@ from brownout_agent.faults.network_rules import (
     table_name,
 )
 from brownout_agent.faults.network_scope import NetworkParameters, Scope
-from brownout_agent.faults.network_table import NetworkFault, PacketMeter, extend, load, why_not
+from brownout_agent.faults.network_table import NetworkFault, PacketMeter, extend, load, why_not, with_standing
 from brownout_agent.kernel.cpu import set_nice
 from brownout_agent.kernel.nftables import Nftables, NftablesError
 from brownout_agent.kernel.packet_queue import PacketQueue
@@ -115,7 +116,7 @@ class QueueFault(NetworkFault[Q]):
         return ABLE
 
     def apply(self, parameters: Q, facts: Facts, hold: Hold) -> None:
-        table, scope = table_name(hold.fault_id), Scope.of(parameters, facts)
+        table, scope = table_name(hold.fault_id), with_standing(Scope.of(parameters, facts))
         held = PACKETS_PER_S * len(directions(scope)) * self.longest_ms(parameters) / 1_000
         seed = random.getrandbits(_SEED_BITS)
         set_nice(_NICE)
@@ -132,7 +133,8 @@ class QueueFault(NetworkFault[Q]):
                 for direction in directions(scope):
                     append_queue_rule(nft, table, f"{direction}_meant", queue.number)
                 hold.on_extension(lambda left_ms: extend(nft, table, left_ms))
-                hold.ready(owned=owned, path="nfqueue", queue=queue.number, tally=handler.tally, seed=seed)
+                followed = follow(nft, table, scope.group)
+                hold.ready(owned=owned, path="nfqueue", queue=queue.number, tally=handler.tally, seed=seed, **followed)
                 hold_until(end, queue, handler)
                 with suppress(NftablesError):  # its time is over already
                     nft.run(ending(table))

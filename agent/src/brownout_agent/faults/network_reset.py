@@ -22,20 +22,26 @@ as the old one once its handshake is over.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 from pydantic import Field
 
 from brownout_agent.faults.contract import Effect, Host, Meter, Record
+from brownout_agent.faults.network_flows import VERSIONS, connection_key, connection_set
 from brownout_agent.faults.network_rules import FAMILY, Treatment
-from brownout_agent.faults.network_scope import NetworkParameters, Scope
-from brownout_agent.faults.network_table import CountMeter, NetworkFault, PacketCounts, PacketMeter, judge_all
+from brownout_agent.faults.network_scope import Connections, NetworkParameters, Scope
+from brownout_agent.faults.network_table import (
+    CountMeter,
+    NetworkFault,
+    PacketCounts,
+    PacketMeter,
+    judge_all,
+    read_standing,
+)
 from brownout_agent.kernel.nftables import NftablesError, count_elements
-from brownout_agent.kernel.tcp_connections import Connection, read_open
-
-Connections = Literal["existing", "new", "both"]
-_IP = {4: "ip", 6: "ip6"}
+from brownout_agent.kernel.tcp_connections import Connection
 
 
 class ResetParameters(NetworkParameters):
@@ -50,35 +56,28 @@ class ResetParameters(NetworkParameters):
 
 
 def reset(connections: Connections, standing: Iterable[Connection]) -> Treatment:
-    """Reset connections at their next segment; `standing` are those that exist.
+    """Reset connections at their next segment; `standing` are those that exist and are meant.
 
-    Sets of them for each address family: `standing` for as long as the fault lasts, and `untold`, those whose program
-    has not been told, from which the rules take one connection after the other.
+    They are in a set for each address family, `untold`, from which the rules take one after the other when its program
+    has been told.
     """
 
     def rules(direction: str) -> list[str]:
         count = f"counter name {direction}_seen counter name {direction}_dropped"
-        refuse = f"{count} reject with tcp reset"
-        chosen: list[str] = []
-        for version in _IP:
-            key = _key(direction, version)
+        told: list[str] = []
+        for version in VERSIONS if connections != "new" else ():
+            key = connection_key(direction, version)
             tell = f"delete @untold{version} {{ {key} }}"
-            if connections == "new":
-                chosen.append(f"{key} @standing{version} accept")
-                continue
-            if direction == "ingress":
-                chosen.append(f"{key} @untold{version} {count} {tell} tcp flags set rst accept")
-            if connections == "existing":
-                chosen.append(f"{key} @standing{version} {tell} {refuse}")
-            elif direction == "egress":
-                chosen.append(tell)
+            is_untold = f"{key} @untold{version} {count} {tell} tcp flags set rst accept"
+            told.append(is_untold if direction == "ingress" else tell)
         # A handshake passes, and so do resets: nothing may be answered to them.
         passing = "tcp flags & (syn | rst) != 0 accept"
-        return [passing, *chosen, *([] if connections == "existing" else [f"meta l4proto tcp {refuse}"])]
+        return [passing, *told, f"meta l4proto tcp {count} reject with tcp reset"]
 
-    names = {"existing": ("standing", "untold"), "new": ("standing",), "both": ("untold",)}[connections]
+    if connections == "new":
+        return Treatment(rules)
     keys = [*standing]
-    return Treatment(rules, tuple(_set(name, version, keys) for name in names for version in _IP))
+    return Treatment(rules, tuple(connection_set("untold", version, keys, is_taken_from=True) for version in VERSIONS))
 
 
 class NetworkReset(NetworkFault[ResetParameters]):
@@ -92,7 +91,8 @@ class NetworkReset(NetworkFault[ResetParameters]):
         return reset("existing", ())
 
     def treatment(self, parameters: ResetParameters, scope: Scope) -> Treatment:
-        return reset(parameters.connections, filter(scope.meets, read_open()))
+        standing = read_standing(scope) if scope.connections == "both" else scope.standing
+        return reset(scope.connections, standing)
 
     def measure(self, record: Record[ResetParameters], host: Host) -> Meter:
         if record.parameters.connections == "existing":
@@ -114,8 +114,8 @@ class _StandingMeter(PacketMeter):
             return  # a list of 20 000 takes 0.7 s to read
         try:
             if self._counted is None:
-                self._standing = sum(count_elements(FAMILY, self.table, f"standing{version}") for version in _IP)
-            self._untold = sum(count_elements(FAMILY, self.table, f"untold{version}") for version in _IP)
+                self._standing = sum(count_elements(FAMILY, self.table, f"standing{version}") for version in VERSIONS)
+            self._untold = sum(count_elements(FAMILY, self.table, f"untold{version}") for version in VERSIONS)
         except NftablesError as error:
             self.lost = f"; the connections in table {self.table} could not be read: {error}"
             return
@@ -128,29 +128,11 @@ class _StandingMeter(PacketMeter):
 def judge_standing(scope: Scope, standing: int, reset: int) -> Effect:
     """Of so many connections that stood, so many were reset. Proved when one was. Pure."""
     unit = "% of connections"
+    text = replace(scope, connections="both").text
     if not standing:
-        return Effect(100.0, None, unit, False, f"no connection ({scope.text}) stood when the fault began")
-    why = f"the kernel reset {reset} of the {standing} connections that stood ({scope.text})"
+        return Effect(100.0, None, unit, False, f"no connection ({text}) stood when the fault began")
+    why = f"the kernel reset {reset} of the {standing} connections that stood ({text})"
     rest = "" if reset == standing else "; the rest carried nothing"
-    return Effect(100.0, 100 * reset / standing, unit, reset > 0, why + rest)
-
-
-def _key(direction: str, version: int) -> str:
-    """A packet's connection as this host sees it, its own end first."""
-    ends = ("saddr", "sport"), ("daddr", "dport")
-    (own, own_port), (peer, peer_port) = ends if direction == "egress" else ends[::-1]
-    return f"{_IP[version]} {own} . tcp {own_port} . {_IP[version]} {peer} . tcp {peer_port}"
-
-
-def _set(name: str, version: int, connections: list[Connection]) -> str:
-    keys = [
-        f"{one.local} . {one.local_port} . {one.remote} . {one.remote_port}"
-        for one in connections
-        if one.local.version == version
-    ]
-    lines = [f"set {name}{version} {{ type ipv{version}_addr . inet_service . ipv{version}_addr . inet_service"]
-    if name == "untold":  # what rules delete from wants a size, and takes the memory for it at once
-        lines.append(f"flags dynamic; size {max(len(keys), 1)}")
-    if keys:
-        lines.append(f"elements = {{ {', '.join(keys)} }}")
-    return "\n".join([*lines, "}"])
+    if rest and scope.share_percent < 100:
+        rest += " or were not drawn"
+    return Effect(scope.share_percent, 100 * reset / standing, unit, reset > 0, why + rest)

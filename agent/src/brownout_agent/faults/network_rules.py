@@ -2,11 +2,13 @@
 
 One table per fault, and in it::
 
+    set groups      the control groups whose sockets are meant, where only those of one are; the holder puts them there
     set lease       both address families, each with a time-out that is extended with the fault's lease. The kernel lets
                     them expire, and an expired family passes every packet: the effect ends with no process alive
     chain ingress   input hook:  lease over, exempt, not meant -> accept;  meant -> ingress_meant
     chain egress    output hook: the same for packets that leave
-    chain *_meant   counts what it sees and does to it what the fault is about, its `Treatment`
+    chain *_meant   spares connections and flows that are not meant (network_flows.py); counts the others and does to
+                    them what the fault is about, its `Treatment`
 
 What the kernel does for one address family only stands in tables beside it, of the same name.
 """
@@ -17,14 +19,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 
+from brownout_agent.faults.network_flows import LOTS, flow_rules, flow_sets, lots
 from brownout_agent.faults.network_scope import Network, PortRange, Scope
 
 FAMILY = "inet"
 TABLE_PREFIX = "brownout-"
 LEASE_MARGIN_MS = 500
 """The lease in the kernel outlasts the injector's timer by this much, so that the orderly way is the usual one."""
-_LOTS = 1_000_000
-"""Of so many lots some are drawn: a millionth is the finest share that can be asked for."""
+_GROUPS = "groups"
 _PRIORITY = -300
 """raw: before connection tracking, address translation and any firewall of the host."""
 
@@ -60,18 +62,14 @@ class Treatment:
 
 def drawn(percent: float) -> str:
     """The match that this share of the packets meets, each by its own draw, with the blank behind it."""
-    lots = _lots(percent)
-    return "" if lots >= _LOTS else f"numgen random mod {_LOTS} < {lots} "
+    wanted = lots(percent)
+    return "" if wanted >= LOTS else f"numgen random mod {LOTS} < {wanted} "
 
 
 def spare(percent: float) -> list[str]:
     """The rules that let all packets go but this share, each by its own draw."""
-    lots = _lots(percent)
-    return [] if lots >= _LOTS else [f"numgen random mod {_LOTS} >= {lots} accept"]
-
-
-def _lots(percent: float) -> int:
-    return max(1, round(percent / 100 * _LOTS))
+    wanted = lots(percent)
+    return [] if wanted >= LOTS else [f"numgen random mod {LOTS} >= {wanted} accept"]
 
 
 def drop(percent: float) -> Treatment:
@@ -107,11 +105,14 @@ def ruleset(table: str, scope: Scope, treatment: Treatment, *, lease_ms: int, ow
         "set lease { type nf_proto; flags timeout",
         f"elements = {leases(lease_ms)}",
         "}",
+        *([f"set {_GROUPS} {{ type cgroupsv2\n}}"] if scope.group else []),
+        *flow_sets(scope),
         *treatment.sets,
     ]
     for direction in directions(scope):
         lines += [f"counter {direction}_seen {{ }}", f"counter {direction}_dropped {{ }}"]
-        lines += [f"chain {direction}_meant {{", *treatment.rules(direction), "}"]
+        meant = [*flow_rules(scope, direction, table), *treatment.rules(direction)]
+        lines += [f"chain {direction}_meant {{", *meant, "}"]
         hook = _hook(direction, _PRIORITY) if hooked else []
         lines += [f"chain {direction} {{", *hook, *_chain_rules(scope, direction, treatment.first(direction)), "}"]
     lines.append("}")
@@ -134,6 +135,16 @@ def extension(table: str, lease_ms: int) -> str:
         f"delete element {FAMILY} {table} lease {{ ipv4, ipv6 }}\n"
         f"add element {FAMILY} {table} lease {leases(lease_ms)}\n"
     )
+
+
+def admission(table: str, group: str) -> str:
+    """The command that has the rules of a table meet the sockets of this group as well, an element of its set."""
+    return f"add element {FAMILY} {table} {_GROUPS} {{ {group} }}\n"
+
+
+def admitted(table: str, group: str) -> str:
+    """The command that fails where they do not."""
+    return f"get element {FAMILY} {table} {_GROUPS} {{ {group} }}\n"
 
 
 def ending(table: str) -> str:
@@ -161,15 +172,21 @@ def _chain_rules(scope: Scope, direction: str, first: list[str]) -> list[str]:
     if not _sees_loopback(scope, direction):
         rules.append(f'{_interface_key(direction)} "lo" accept')
     through = f'{_interface_key(direction)} "{scope.interface}" ' if scope.interface else ""
+    # No packet without a socket meets this, whichever way it is compared.
+    by = f"socket cgroupv2 level {scope.group.level} @{_GROUPS} " if scope.group else ""
     return rules + [
-        f"{through}{peers}{service}goto {direction}_meant"
+        f"{through}{peers}{service}{by}goto {direction}_meant"
         for peers in _peer_matches(scope.networks, direction)
         for service in _service_matches(scope)
     ]
 
 
 def _sees_loopback(scope: Scope, direction: str) -> bool:
-    """A loopback packet passes both hooks of this host: with both directions asked, the first one is enough."""
+    """A loopback packet passes both hooks of this host: with both directions asked, the first one is enough. Not so by
+    group, since it has its sender's socket in the one and its receiver's in the other.
+    """
+    if scope.group is not None:
+        return scope.with_loopback
     return scope.with_loopback and direction == ("egress" if scope.direction == "both" else scope.direction)
 
 

@@ -10,11 +10,13 @@ from typing import Annotated, Literal
 import psutil
 from pydantic import BeforeValidator, Field, model_validator
 
-from brownout_agent.faults.contract import Facts, FaultParameters, Host, Peer, Refusal
+from brownout_agent.faults.contract import Facts, FaultParameters, Host, Peer, Percent, Refusal
+from brownout_agent.faults.network_group import GROUP_PATTERN, UNIT_PATTERN, SocketGroup, find_group
 from brownout_agent.kernel.tcp_connections import Connection
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 PortRange = tuple[int, int]
+Connections = Literal["existing", "new", "both"]
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
@@ -110,6 +112,31 @@ class NetworkParameters(FaultParameters):
         "both", description="packets that reach this host, that leave it, or both"
     )
     interface: str | None = Field(None, description="only packets through this interface; default every one")
+    unit: str | None = Field(
+        None,
+        pattern=UNIT_PATTERN,
+        max_length=255,
+        description="only packets of sockets that this systemd unit has made, like nginx.service, also when it is "
+        "started anew; default everyone's (docs/scope.md)",
+    )
+    cgroup: str | None = Field(
+        None,
+        pattern=GROUP_PATTERN,
+        max_length=1_000,
+        description="in place of `unit`: a control group of version 2 by its path, like /system.slice/docker-1f.scope",
+    )
+    connections: Connections = Field(
+        "both",
+        description="with `protocol: tcp`: those that stand when the fault begins (existing), those that are begun "
+        "while it lasts (new), or both",
+    )
+    share: Annotated[
+        Percent,
+        Field(
+            description="of the flows (addresses and ports), drawn by the fault's id: each is met whole or not at all, "
+            "like 30%"
+        ),
+    ] = 100.0
 
     @model_validator(mode="after")
     def _check(self) -> "NetworkParameters":
@@ -124,7 +151,18 @@ class NetworkParameters(FaultParameters):
             raise ValueError("icmp has no ports: leave out `port`, or choose tcp, udp or any")
         if self.interface is not None:
             check_interface_name(self.interface)
+        self._check_group()
+        if self.connections != "both" and self.protocol != "tcp":
+            raise ValueError(f"only TCP has {self.connections} connections: write `protocol: tcp`, or leave them out")
         return self
+
+    def _check_group(self) -> None:
+        if self.unit is not None and self.cgroup is not None:
+            raise ValueError("`unit` and `cgroup` both say whose sockets: leave one of them out")
+        if self.cgroup is not None and {".", ".."} & set(self.cgroup.split("/")):
+            raise ValueError("`cgroup` is a path from the root of the tree on, without `.` and `..`")
+        if (self.unit or self.cgroup) and self.protocol == "icmp":
+            raise ValueError("icmp that arrives belongs to no socket: leave out `unit` and `cgroup`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +179,12 @@ class Scope:
     exempt_peers: tuple[tuple[Network, int], ...]
     """(address, port); port 0 is every port."""
     exempt_ports: tuple[int, ...]
+    group: SocketGroup | None = None
+    """Whose sockets; None is everyone's."""
+    connections: Connections = "both"
+    standing: frozenset[Connection] = frozenset()
+    """Those that stood when the fault began, in the rules of one that asks for old or new ones."""
+    share_percent: float = 100.0
 
     @classmethod
     def of(cls, parameters: NetworkParameters, facts: Facts) -> "Scope":
@@ -155,11 +199,14 @@ class Scope:
             with_loopback=bool(facts["with_loopback"]),
             exempt_peers=tuple((ipaddress.ip_network(text), int(port)) for text, port in facts["exempt_peers"]),
             exempt_ports=tuple(int(port) for port in facts["exempt_ports"]),
+            group=SocketGroup.of(facts.get("group")),
+            connections=parameters.connections,
+            share_percent=parameters.share,
         )
 
     def meets(self, connection: Connection) -> bool:
         """Whether the fault means packets of this TCP connection, in either direction that it works in. The same
-        judgement as the rules', reached without them.
+        judgement as the rules', reached without them, but for whose socket it is: that its addresses do not tell.
         """
         if self.protocol in {"udp", "icmp"} or self._exempts(connection):
             return False
@@ -191,16 +238,23 @@ class Scope:
             parts.append(self.protocol)
         if self.interface:
             parts.append(f"through {self.interface}")
+        if self.group:
+            parts.append(f"by {self.group.name}")
+        if self.connections != "both":
+            parts.append(f"over {self.connections} connections")
+        if self.share_percent < 100:
+            parts.append(f"in {self.share_percent:g} % of the flows")
         return " ".join(parts)
 
 
 def resolve(parameters: NetworkParameters, host: Host) -> Facts:
-    """Names to addresses, and what must stay exempt. Touches nothing.
+    """Names to addresses, a unit to its control group, and what must stay exempt. Touches nothing.
 
     Raises:
-        Refusal: a name or interface that is not there, or nothing left to hit once the exempt peers are taken out.
+        Refusal: a name, interface or group that is not there, or nothing left once the exempt peers are taken out.
     """
     _check_interface(parameters.interface, host.interfaces)
+    group = find_group(parameters.unit, parameters.cgroup)
     networks = _resolve_networks(parameters.to) if parameters.to else None
     ports = tuple(parse_port_range(text) for text in parameters.port)
     peers = tuple((_peer_network(peer), peer.port) for peer in host.exempt_peers)
@@ -212,11 +266,15 @@ def resolve(parameters: NetworkParameters, host: Host) -> Facts:
             f"port {', '.join(parameters.port)} is SSH's on this host, which no fault touches",
             "choose another port",
         )
+    with_loopback = parameters.interface == _LOOPBACK or _goes_through_loopback(networks or ())
+    if with_loopback and parameters.share < 100:
+        raise Refusal("both ends of a loopback flow are here, and would be drawn apart", "leave out `share`")
     return {
         "networks": None if networks is None else [str(network) for network in networks],
-        "with_loopback": parameters.interface == _LOOPBACK or _goes_through_loopback(networks or ()),
+        "with_loopback": with_loopback,
         "exempt_peers": [[str(network), port] for network, port in peers],
         "exempt_ports": list(exempt_ports),
+        "group": group.plain if group else None,
     }
 
 

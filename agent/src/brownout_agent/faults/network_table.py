@@ -1,9 +1,11 @@
 """What network faults have in common: one nftables table, made and owned by the holder, read by the meter."""
 
 import os
+import threading
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar, NoReturn, TypeVar
 
 from brownout_agent.faults.contract import (
@@ -19,6 +21,7 @@ from brownout_agent.faults.contract import (
     Record,
     Refusal,
 )
+from brownout_agent.faults.network_following import GroupMeter, follow
 from brownout_agent.faults.network_lifelines import Lifelines
 from brownout_agent.faults.network_rules import (
     FAMILY,
@@ -34,8 +37,12 @@ from brownout_agent.faults.network_rules import (
 )
 from brownout_agent.faults.network_scope import NetworkParameters, Scope, resolve
 from brownout_agent.kernel.nftables import LIBRARY, Nftables, NftablesError, families_of, read_counters
+from brownout_agent.kernel.socket_groups import ids_below, read_open_in
+from brownout_agent.kernel.tcp_connections import Connection, read_open
 
 N = TypeVar("N", bound=NetworkParameters)
+_NEEDS_OF_SCOPES = ("CONFIG_NFT_SOCKET", "CONFIG_SOCK_CGROUP_DATA", "CONFIG_NFT_HASH")
+"""Beyond what every network fault needs: of `unit` and `cgroup`, and of `share`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,33 +81,39 @@ class NetworkFault(Fault[N]):
         except OSError as error:
             return Capability(False, f"{LIBRARY} cannot be loaded: {error}", "apt-get install libnftables1")
         scope = Scope(None, ((1, 2),), "any", "both", "lo", False, (), (22,))
-        table = f"{TABLE_PREFIX}trial-{os.getpid()}"
         with nft:
             try:
-                tried = self.tried()
-                load(nft, table, scope, tried, lease_ms=1_000, hooked=False)
-                nft.run(removal(table, tried.families))
+                try_out(nft, scope, self.tried())
             except NftablesError as error:
                 return Capability(False, *why_not(error, self.needs))
         return ABLE
 
     def prepare(self, parameters: N, host: Host) -> Facts:
-        return resolve(parameters, host)
+        facts = resolve(parameters, host)
+        scope = Scope.of(parameters, facts)
+        if scope.group is not None or scope.share_percent < 100:
+            with Nftables() as nft:
+                try:
+                    try_out(nft, scope, drop(100))
+                except NftablesError as error:
+                    raise Refusal(*why_not(error, _NEEDS_OF_SCOPES)) from error
+        return facts
 
     def watch_lifelines(self, record: Record[N], host: Host) -> Callable[[], str]:
         ssh_ports = {*host.exempt_ports, *record.facts["exempt_ports"]}
         return Lifelines(Scope.of(record.parameters, record.facts), ssh_ports).harm
 
     def apply(self, parameters: N, facts: Facts, hold: Hold) -> None:
-        table, scope = table_name(hold.fault_id), Scope.of(parameters, facts)
+        table, scope = table_name(hold.fault_id), with_standing(Scope.of(parameters, facts))
         lease_ms = round(TRIAL_S * 1_000) + LEASE_MARGIN_MS
         with Nftables() as nft:
             try:
                 owned = load(nft, table, scope, self.treatment(parameters, scope), lease_ms=lease_ms)
+                followed = follow(nft, table, scope.group)
             except NftablesError as error:
                 raise Refusal(*why_not(error, self.needs)) from error
             hold.on_extension(lambda left_ms: extend(nft, table, left_ms))
-            hold.ready(owned=owned)
+            hold.ready(owned=owned, **followed)
             self.keep(nft, parameters, hold)
 
     def keep(self, nft: Nftables, parameters: N, hold: Hold) -> NoReturn:
@@ -126,8 +139,11 @@ class PacketMeter(Meter):
         self.counts = {direction: PacketCounts(0, 0) for direction in directions(self.scope)}
         self.lost = ""
         """What could not be read; nothing is proved then."""
+        self._group = GroupMeter(record, self.table, self.scope.group) if self.scope.group else None
 
     def sample(self) -> None:
+        if self._group:
+            self._group.sample()
         try:
             packets = self.counters = read_counters(FAMILY, self.table)
         except NftablesError as error:
@@ -145,12 +161,21 @@ class PacketMeter(Meter):
 
     def effect(self) -> Effect:
         judged = self.judged()
+        is_whole, of_group = (self._group.is_whole, self._group.text) if self._group else (True, "")
+        is_share, of_share = self._judge_share()
         return replace(
             judged,
-            proved=judged.proved and not self.lost,
-            explanation=judged.explanation + self.lost,
+            proved=judged.proved and not self.lost and is_whole and is_share,
+            explanation=judged.explanation + of_share + of_group + self.lost,
             samples=self._samples,
         )
+
+    def _judge_share(self) -> tuple[bool, str]:
+        """Whether there was a share to be seen: nothing shows one where every flow was met. And what to say of it."""
+        if self.scope.share_percent >= 100:
+            return True, ""
+        spared = sum(self.counters.get(f"{direction}_spared", 0) for direction in self.counts)
+        return spared > 0, f"; {spared or 'no'} packets of flows that were not drawn passed"
 
 
 class CountMeter(PacketMeter):
@@ -189,6 +214,36 @@ def load(nft: Nftables, table: str, scope: Scope, treatment: Treatment, *, lease
         nft.run(ruleset(table, scope, treatment, lease_ms=lease_ms, owned=False, hooked=hooked))
         return False
     return True
+
+
+def with_standing(scope: Scope) -> Scope:
+    """The scope with the connections that stand now, where it asks for old or new ones.
+
+    Raises:
+        OSError: the kernel does not list them.
+    """
+    return scope if scope.connections == "both" else replace(scope, standing=read_standing(scope))
+
+
+def read_standing(scope: Scope) -> frozenset[Connection]:
+    """The connections in scope of those that stand now.
+
+    Raises:
+        OSError: the kernel does not list them.
+    """
+    found = read_open_in(ids_below(Path(scope.group.folder))) if scope.group else read_open()
+    return frozenset(connection for connection in found if scope.meets(connection))
+
+
+def try_out(nft: Nftables, scope: Scope, treatment: Treatment) -> None:
+    """Have the kernel take the rules, in chains that no packet meets, and remove them.
+
+    Raises:
+        NftablesError: it does not take them.
+    """
+    table = f"{TABLE_PREFIX}trial-{os.getpid()}-{threading.get_ident():x}"
+    load(nft, table, scope, treatment, lease_ms=1_000, hooked=False)
+    nft.run(removal(table, treatment.families))
 
 
 def remove_table(fault_id: str) -> None:

@@ -112,6 +112,12 @@ def trees(controller: str) -> list[Path]:
     return [mount.point for mount in mounts if _offers(mount, controller)]
 
 
+def unified_tree() -> Path | None:
+    """Where the tree of version 2 is mounted here; None where it is not, or only a part of it."""
+    mounts = _mounts((PROC / "self/mountinfo").read_text())
+    return next((mount.point for mount in mounts if mount.version == 2 and mount.root == "/"), None)
+
+
 def _offers(mount: _Mount, controller: str) -> bool:
     if mount.version == 1:
         return _IN_VERSION_1.get(controller, controller) in mount.controllers

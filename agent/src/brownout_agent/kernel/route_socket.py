@@ -60,11 +60,13 @@ def pack_attributes(attributes: list[Attribute]) -> bytes:
 
 
 class RouteSocket:
-    """A connection to the kernel's routing of the calling thread's network namespace. For one thread."""
+    """A connection to the kernel's routing of the calling thread's network namespace, or to another part of it that
+    lists what it has in the same way. For one thread.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
         """Raises OSError: no netlink socket is to be had."""
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.settimeout(_ANSWER_WITHIN_S)
         self._number = 0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _ESTABLISHED, _LISTEN = "01", "0A"
-_OPEN = frozenset({_ESTABLISHED, "04", "05", "08", "09", "0B"})
+OPEN = frozenset({_ESTABLISHED, "04", "05", "08", "09", "0B"})
 """Also FIN_WAIT1 and 2, CLOSE_WAIT, LAST_ACK and CLOSING (include/net/tcp_states.h)."""
 _TABLES = (Path("/proc/thread-self/net/tcp"), Path("/proc/thread-self/net/tcp6"))
 """Of the calling thread's namespace. Without IPv6 there is no second one."""
@@ -83,7 +83,7 @@ def parse_established(text: str) -> dict[Connection, int]:
 
 def parse_open(text: str) -> set[Connection]:
     """The open connections of such a table. Pure."""
-    return {connection for connection, _ in _parse(text, _OPEN)}
+    return {connection for connection, _ in _parse(text, OPEN)}
 
 
 def _read_tables() -> Iterator[str]:
