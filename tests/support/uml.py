@@ -5,14 +5,16 @@ A power cut is `cgroup.kill` of everything that makes up the machine. Its disk i
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ _DEPLOY = Path(__file__).parents[2] / "deploy"
 _DISK_BYTES = 192 * 2**20
 _BOOTS_WITHIN_S = 90.0
 _ANSWERS_WITHIN_S = 20.0
+_TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x2, 0x1000
+"""Of linux/if_tun.h."""
 
 
 def make_share(folder: Path) -> Path:
@@ -62,6 +66,17 @@ def make_share(folder: Path) -> Path:
         if not (modules / "modules.dep").exists():
             subprocess.run(["depmod", "-b", "/usr", "-a", modules.name], check=False)
     return share
+
+
+@contextlib.contextmanager
+def _plugged(tap: str) -> Iterator[int]:
+    """A descriptor by which frames of this interface are read and written: nobody may not open the device everywhere."""
+    cable = os.open("/dev/net/tun", os.O_RDWR)
+    try:
+        fcntl.ioctl(cable, _TUNSETIFF, struct.pack("16sH22x", tap.encode(), _IFF_TAP | _IFF_NO_PI))
+        yield cable
+    finally:
+        os.close(cable)
 
 
 class UmlHost:
@@ -100,7 +115,7 @@ class UmlHost:
         for path in (disk, self._folder / "run"):
             shutil.chown(path, "nobody")
         tap = f"uml{self._number}"
-        await run("ip", "tuntap", "add", tap, "mode", "tap", "user", "nobody")
+        await run("ip", "tuntap", "add", tap, "mode", "tap")
         await run("ip", "link", "set", tap, "master", BRIDGE, "up")
         self._group.mkdir()
         self._server = await asyncio.start_server(self._talk, CONTROLLER_ADDRESS, 0)
@@ -147,19 +162,23 @@ class UmlHost:
         return port
 
     async def _power_on(self, *arguments: str) -> None:
+        with _plugged(f"uml{self._number}") as cable:
+            await self._run(cable, *arguments)
+
+    async def _run(self, cable: int, *arguments: str) -> None:
         argv = [
             "setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--inh-caps=-all", "--no-new-privs",
             "linux.uml", f"uml_dir={self._folder}/run/", f"umid={self.name}", "mem=512M", "rootfstype=hostfs",
             "rootflags=/", "ro", f"init={self._share}/init.sh", f"ubdb={self._folder}/disk",
             f"umlshare={self._share}", f"umladdress=10.99.200.{self._number}/16", *arguments,
-            f"vec0:transport=tap,ifname=uml{self._number},depth=128,gro=1,mac=02:4d:45:43:01:{self._number:02x}",
+            f"vec0:transport=fd,fd={cable},vec=0,depth=128,mac=02:4d:45:43:01:{self._number:02x}",
             "con=null", "con0=null,fd:1", "ssl=null", "quiet",
         ]  # fmt: skip
         join = "import os,sys\nopen(sys.argv[1]+'/cgroup.procs','w').write('0')\nos.execvp(sys.argv[2],sys.argv[2:])"
         with (self._folder / "console.log").open("ab") as log:
             self._machine = await asyncio.create_subprocess_exec(
                 sys.executable, "-S", "-c", join, str(self._group), *argv,
-                stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=(cable,),
             )  # fmt: skip
 
     async def power_cut(self) -> None:
