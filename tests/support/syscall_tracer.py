@@ -14,6 +14,7 @@ of its own, since a tracer's waitpid(2) takes other people's children.
 """
 
 import ctypes
+import errno
 import json
 import os
 import re
@@ -276,7 +277,10 @@ def _memory(tid: int, address: int, size: int) -> bytes:
 def _string(tid: int, address: int) -> str:
     raw = b""
     while b"\0" not in raw and len(raw) < 4096:  # page by page: the next may not be there
-        raw += _memory(tid, address + len(raw), 4096 - (address + len(raw)) % 4096)
+        part = _memory(tid, address + len(raw), 4096 - (address + len(raw)) % 4096)
+        if not part:
+            raise OSError(errno.ESRCH, f"the memory of {tid} is gone")
+        raw += part
     return raw.partition(b"\0")[0].decode(errors="replace")
 
 

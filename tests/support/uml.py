@@ -70,7 +70,7 @@ def make_share(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def _plugged(tap: str) -> Iterator[int]:
-    """A descriptor by which frames of this interface are read and written: not everywhere may nobody open that device."""
+    """A descriptor by which its frames are read and written: the device may be open to root alone."""
     cable = os.open("/dev/net/tun", os.O_RDWR)
     try:
         fcntl.ioctl(cable, _TUNSETIFF, struct.pack("16sH22x", tap.encode(), _IFF_TAP | _IFF_NO_PI))
