@@ -134,6 +134,23 @@ def test_an_unknown_fault_is_refused_and_the_known_are_named(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("kind", "parameters", "reason"),
+    [
+        ("cpu.load", {"percent": 101}, "cpu.load: parameter percent: 101 is not a percentage above 0 and up to 100"),
+        (
+            "network.latency",
+            {"to": "10.0.0.1", "latency": "10ms", "jitter": "20ms"},
+            "network.latency: `jitter` is larger than `latency`: no packet can be early by more than it is late",
+        ),
+    ],
+)
+def test_a_parameter_that_is_wrong_is_named_and_what_is_wrong_of_several_is_said(
+    tmp_path: Path, kind: str, parameters: dict[str, object], reason: str
+) -> None:
+    assert refusal(admission(tmp_path), replace(ORDER, kind=kind, parameters=parameters)).reason == reason
+
+
+@pytest.mark.parametrize(
     ("seconds", "good"),
     [(0, False), (1e-9, True), (1, True), (43_200, True), (43_200.001, False), (-1, False), (math.nan, False)],
 )

@@ -72,9 +72,7 @@ class Admission:
         try:
             parameters = fault.Parameters.model_validate(order.parameters)
         except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise Refusal(f"{order.kind}: parameter {name}: {first['msg']}") from error
+            raise Refusal(f"{order.kind}: {_first_of(error)}") from error
         with self._asking_the_ledger() as ledger:
             try:
                 ledger.check_epoch(order.epoch, order.agent_id)
@@ -136,3 +134,10 @@ async def prepare(fault: Fault[Any], parameters: FaultParameters, host: Host) ->
     except Exception as error:
         log.exception("%s: prepare failed", fault.kind)
         raise Refusal(f"{fault.kind} has a mistake: {type(error).__name__}: {error}") from error
+
+
+def _first_of(error: ValidationError) -> str:
+    """What is wrong first, with the parameter where it is one alone."""
+    first = error.errors()[0]
+    name, message = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+    return f"parameter {name}: {message}" if name else message
