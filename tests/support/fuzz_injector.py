@@ -44,6 +44,7 @@ _ORDERS: dict[str, dict[str, object]] = {
     "dns.answer": {"names": "*.brownout.test", "to": "127.0.0.1"},
     "dns.delay": {"names": "*.brownout.test", "delay": "20ms", "percent": 50},
     "dns.failure": {"names": ["a.test", "*.brownout.test"], "answer": "servfail"},
+    "exec.run": {"name": "no-such-name"},
     "network.corrupt": {"to": "127.0.0.14", "percent": 50},
     "network.duplicate": {"to": "127.0.0.12", "percent": 50},
     "network.latency": {"to": "127.0.0.7", "latency": "20ms"},
