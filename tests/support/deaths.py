@@ -119,6 +119,7 @@ FAULTS = (
     FaultCase("memory.load", {"size": "16MiB", "reserve": "64MiB"}, Seen.HOLDER),
     FaultCase("disk.io", {"write": "1MiB/s", "file_size": "1MiB", "path": "{scratch}"}, Seen.HOLDER),
     FaultCase("memory.leak", {"rate": "1MiB/s", "size": "16MiB", "reserve": "64MiB"}, Seen.HOLDER),
+    FaultCase("memory.oom", {"size": "16MiB", "every": "1s"}, Seen.HOLDER),
     FaultCase("disk.fill", {"size": "8MiB", "path": "{scratch}"}, Seen.HOLDER),
     FaultCase("disk.inodes", {"count": 100, "path": "{scratch}"}, Seen.HOLDER),
     FaultCase("network.blackhole", {"to": SILENT_TO, "port": 9}, Seen.SILENCE, SILENT_TO),

@@ -40,6 +40,7 @@ _ORDERS: dict[str, dict[str, object]] = {
     "disk.throttle": {"command": "no such process anywhere", "path": "/tmp", "write": "1MiB/s"},
     "memory.limit": {"command": "no such process anywhere", "limit": "64MiB"},
     "memory.load": {"size": "16MiB"},
+    "memory.oom": {"size": "16MiB"},
     "network.blackhole": {"to": "127.0.0.9", "port": 9999},
     "dns.answer": {"names": "*.brownout.test", "to": "127.0.0.1"},
     "dns.delay": {"names": "*.brownout.test", "delay": "20ms", "percent": 50},

@@ -251,8 +251,8 @@ class Host:
         """Our control groups that name a fault of this host."""
         mountinfo, own = Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()
         parents = {next(group_folders(mountinfo, own, name), None) for name in ("memory", "pids", "")}
-        names = (parent / f"{PREFIX}{fault_id}" for parent in parents if parent for fault_id in [*self.states])
-        return [str(path) for path in names if path.exists()]
+        names = (parent.glob(f"{PREFIX}{fault_id}*") for parent in parents if parent for fault_id in [*self.states])
+        return [str(path) for found in names for path in found]
 
 
 @asynccontextmanager
@@ -345,6 +345,7 @@ def _choose(host: Host, rng: random.Random) -> list[tuple[str, dict[str, Any]]]:
     others: list[tuple[str, dict[str, Any]]] = [
         ("cpu.load", {"percent": 1, "of": "own", "cores": "0"}),
         ("memory.load", {"size": "16MiB"}),
+        ("memory.oom", {"size": f"{rng.randint(16, 64)}MiB", "every": "1s"}),
         ("memory.leak", {"rate": f"{rng.randint(1, 100)}MiB/s", "size": "16MiB"}),
         ("disk.io", {"write": "1MiB/s", "file_size": "4MiB", **disk}),
         ("disk.fill", {"size": f"{rng.randint(1, 200)}MiB", **disk}),
