@@ -15,7 +15,8 @@ every_fault = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.k
 def test_the_faults_of_this_version_are_all_there() -> None:
     assert set(catalogue()) >= {
         "cpu.load", "cpu.throttle", "disk.fill", "disk.inodes", "disk.io", "disk.throttle", "dns.answer", "dns.delay",
-        "dns.failure", "memory.leak", "memory.limit", "memory.load", "network.accept_queue", "network.blackhole",
+        "dns.failure", "exec.run", "memory.leak", "memory.limit", "memory.load", "memory.oom",
+        "network.accept_queue", "network.blackhole",
         "network.corrupt", "network.duplicate", "network.ephemeral_ports", "network.flap", "network.interface_down",
         "network.latency", "network.loss", "network.partition", "network.port_occupy", "network.rate",
         "network.reject", "network.reorder", "network.reset", "process.crash_loop", "process.fd_exhaustion",

@@ -21,18 +21,18 @@ from brownout_agent.injector.journal import FINISHED, Contents, decode
 from brownout_agent.kernel.processes import all_pids, key_of, wait_dead
 from brownout_protos.v1 import fault_pb2, injector_pb2
 
-from tests.support import one_at_a_time
+from tests.support import executed, one_at_a_time
 from tests.support.crash_points import CALLER, INJECTOR, REAP, START, WATCHDOG, Label, Point, Trace
 from tests.support.standby import STANDBY
 from tests.support.undo_sequences import Host
 
 KINDS = (
     "cpu.load", "cpu.throttle", "disk.fill", "disk.inodes", "disk.io", "disk.throttle", "dns.answer", "dns.delay",
-    "dns.failure", "memory.leak", "memory.limit", "memory.load", "network.accept_queue", "network.blackhole",
-    "network.corrupt", "network.duplicate", "network.ephemeral_ports", "network.flap", "network.interface_down",
-    "network.latency", "network.loss", "network.partition", "network.port_occupy", "network.rate", "network.reject",
-    "network.reorder", "network.reset", "process.crash_loop", "process.fd_exhaustion", "process.freeze",
-    "process.kill", "process.pause", "process.pid_exhaustion",
+    "dns.failure", "exec.run", "memory.leak", "memory.limit", "memory.load", "memory.oom", "network.accept_queue",
+    "network.blackhole", "network.corrupt", "network.duplicate", "network.ephemeral_ports", "network.flap",
+    "network.interface_down", "network.latency", "network.loss", "network.partition", "network.port_occupy",
+    "network.rate", "network.reject", "network.reorder", "network.reset", "process.crash_loop",
+    "process.fd_exhaustion", "process.freeze", "process.kill", "process.pause", "process.pid_exhaustion",
 )  # fmt: skip
 SCENES = (*KINDS, START, REAP)
 LEFT_BEHIND = ("memory.load", "network.loss", "process.fd_exhaustion", "process.kill")
@@ -75,9 +75,11 @@ def parameters_of(host: Host, kind: str) -> dict[str, Any]:
         "dns.answer": {"names": "*.brownout.test", "to": "127.0.0.1"},
         "dns.delay": {"names": "*.brownout.test", "delay": "20ms"},
         "dns.failure": {"names": "*.brownout.test"},
+        "exec.run": {"name": executed.NAME},
         "memory.leak": {"rate": "1MiB/s", "size": "16MiB"},
         "memory.limit": {"command": host.tag, "limit": "1GiB", "beyond": "kill"},
         "memory.load": {"size": "16MiB"},
+        "memory.oom": {"size": "16MiB", "every": "1s"},
         "network.blackhole": {"to": "127.0.0.9", "port": 9999},
         "network.corrupt": {"to": "127.0.0.14", "percent": 50},
         "network.duplicate": {"to": "127.0.0.12", "percent": 50},

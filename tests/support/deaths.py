@@ -8,6 +8,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 from tests.support import one_at_a_time
 from tests.support.standby import STANDBY
@@ -15,11 +16,13 @@ from tests.support.standby import STANDBY
 LEASE_S = 10.0
 FAULT_S = 60.0
 """How long faults would last if nothing happened; longer than every bound."""
-AT_ONCE, AT_ONCE_ON_UML = 11, 5
+AT_ONCE, AT_ONCE_ON_UML = 12, 5
 """The most faults of one trial: what hosts of two cores, several side by side, begin and undo without being slow. A
 user-mode Linux host has one slow core."""
 RESTART_S = 3.0
-"""What process.kill allows a program that it starts again to be itself (_START_TIMEOUT_S)."""
+"""What process.kill allows a program that it starts again to be itself (_START_TIMEOUT_S), and as much for exec.run."""
+MARKS = Path("/dev/shm")
+"""Where `exec.run` makes a file that is named like its tag."""
 VICTIM = "import signal\nwhile True: signal.pause()"
 _SUPERVISOR = """import os, sys
 while True:
@@ -57,6 +60,7 @@ class Seen(StrEnum):
     DOWN = "an interface that is down"
     CROWDED = "a process of the fault's own, while a service is its victim"
     SLOW = "a victim whose control group has a limit for a disk"
+    MARKED = "a file that a program of the policy's has made"
 
 
 BY_GROUP = {
@@ -115,6 +119,7 @@ FAULTS = (
     FaultCase("memory.load", {"size": "16MiB", "reserve": "64MiB"}, Seen.HOLDER),
     FaultCase("disk.io", {"write": "1MiB/s", "file_size": "1MiB", "path": "{scratch}"}, Seen.HOLDER),
     FaultCase("memory.leak", {"rate": "1MiB/s", "size": "16MiB", "reserve": "64MiB"}, Seen.HOLDER),
+    FaultCase("memory.oom", {"size": "16MiB", "every": "1s"}, Seen.HOLDER),
     FaultCase("disk.fill", {"size": "8MiB", "path": "{scratch}"}, Seen.HOLDER),
     FaultCase("disk.inodes", {"count": 100, "path": "{scratch}"}, Seen.HOLDER),
     FaultCase("network.blackhole", {"to": SILENT_TO, "port": 9}, Seen.SILENCE, SILENT_TO),
@@ -143,10 +148,13 @@ FAULTS = (
     FaultCase("cpu.throttle", {"command": "{tag}", "quota": "5%"}, Seen.THROTTLED),
     FaultCase("memory.limit", {"command": "{tag}", "limit": "1GiB", "beyond": "kill"}, Seen.TIGHT),
     FaultCase("process.freeze", {"command": "{tag}"}, Seen.FROZEN),
+    FaultCase("exec.run", {"name": "mark"}, Seen.MARKED),
     FaultCase("disk.throttle", {"command": "{tag}", "path": "{scratch}", "write": "1MiB/s"}, Seen.SLOW),
 )
-UML_FAULTS = tuple(fault for fault in FAULTS if not fault.to and fault.seen not in {*BY_GROUP, Seen.DOWN, Seen.CROWDED})
-"""User-mode Linux 6.1 has no nftables for IP. Its hosts have one interface, no service, and victims without groups."""
+_NOT_ON_UML = frozenset({*BY_GROUP, Seen.DOWN, Seen.CROWDED, Seen.MARKED})
+UML_FAULTS = tuple(fault for fault in FAULTS if not fault.to and fault.seen not in _NOT_ON_UML)
+"""User-mode Linux 6.1 has no nftables for IP. Its hosts have one interface, no service, victims without groups, and a
+policy that names no programs."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +171,8 @@ class Column:
         return RESTART_S * (5 if self.on_uml else 1)
 
     def bound_of(self, fault: FaultCase, bound_s: float) -> float:
-        """The column's bound, or what a trial made of it; where a program is started again, its start comes on top."""
-        return bound_s + (self.restart_s if fault.seen is Seen.MISSING else 0.0)
+        """The column's bound, or what a trial made of it; where the undo starts programs, their start comes on top."""
+        return bound_s + (self.restart_s if fault.seen in {Seen.MISSING, Seen.MARKED} else 0.0)
 
     @property
     def faults(self) -> tuple[FaultCase, ...]:

@@ -27,8 +27,8 @@ the end of the fault's own time, and so under *clock*. A fault that was not on a
 counts as 0 and is left out of the percentiles. Looks are 50 ms apart, 100 ms in user-mode Linux.
 
 - **bound**: 1 s where all live, 5 s with the injector dead, 30 s with both dead or stopped, lease ({LEASE_S:g} s) + 1 s
-  where no renewal arrives any more: a dead agent, a dead controller, a cut link. `process.kill` with `restart` has
-  {RESTART_S:g} s more, since its undo is the start of a program.
+  where no renewal arrives any more: a dead agent, a dead controller, a cut link. `process.kill` with `restart` and
+  `exec.run` have {RESTART_S:g} s more, since their undo is the start of programs.
 - **none**: inject, stopped while it begins; hold, its time is up; undo, stopped twice.
 - **disk full**, **read-only**: of the disk with journal and working folder; then a stop. The disk becomes read-only by
   an error that ext4 is made to find.

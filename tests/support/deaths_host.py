@@ -15,9 +15,10 @@ import uuid
 from collections.abc import Collection
 from pathlib import Path
 
+from tests.support import executed
 from tests.support import standby as standby_interface
 from tests.support.control_groups import thaw
-from tests.support.deaths import BY_GROUP, FAULTS, Seen
+from tests.support.deaths import BY_GROUP, FAULTS, MARKS, Seen
 from tests.support.deaths_controller import ControllerLink
 from tests.support.deaths_kernel import GROUPS, Datagrams, Process, ProcessReader, control_groups_of, strangers
 
@@ -80,7 +81,8 @@ class Host:
     async def build(self) -> None:
         """Namespace, cable, disk, control group."""
         self.folder.mkdir(parents=True)
-        (self.folder / "policy.yaml").write_text(_POLICY)
+        marks = [executed.commands(MARKS / tag) for fault, tag in self.tags.items() if fault.seen is Seen.MARKED]
+        (self.folder / "policy.yaml").write_text(_POLICY + executed.section(*marks))
         await run("ip", "netns", "add", self.name)
         await run("ip", "link", "add", self.cable, "type", "veth", "peer", "name", "eth0", "netns", self.name)
         await run("ip", "link", "set", self.cable, "master", BRIDGE, "up")

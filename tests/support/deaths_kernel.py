@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.deaths import BY_GROUP, NAME, FaultCase, Seen
+from tests.support.deaths import BY_GROUP, MARKS, NAME, FaultCase, Seen
 from tests.support.standby import STANDBY, is_down
 
 _PROC = Path("/proc")
@@ -173,7 +173,7 @@ def faults_there(tags: Mapping[FaultCase, str], processes: list[Process], datagr
 
 def _is_there(fault: FaultCase, tag: str, processes: list[Process], datagrams: Datagrams) -> bool:
     match fault.seen:
-        case Seen.HOLDER:
+        case Seen.HOLDER | Seen.CRASHING | Seen.CROWDED:
             return any(fault.kind in process.line for process in holders(processes))
         case Seen.SILENCE | Seen.LOSS | Seen.LATE:
             return datagrams.arrived(fault.to) < _DATAGRAMS
@@ -183,14 +183,14 @@ def _is_there(fault: FaultCase, tag: str, processes: list[Process], datagrams: D
             return datagrams.asked(fault.to) < _DATAGRAMS
         case Seen.RESET:
             return datagrams.is_reset(fault.to)
+        case Seen.MARKED:
+            return (MARKS / tag).exists()
         case Seen.DOWN:
             return datagrams.is_down(STANDBY)
         case Seen.STILL:
             return victim_state(tag, processes) in {"t", "T"}
         case Seen.MISSING:
             return victim_state(tag, processes) is None
-        case Seen.CRASHING | Seen.CROWDED:
-            return any(fault.kind in process.line for process in holders(processes))
         case _:  # LIMITED, and those of BY_GROUP
             return is_limited(fault, tag, processes)
 
@@ -245,6 +245,8 @@ def strangers(tags: Mapping[FaultCase, str], processes: list[Process]) -> list[s
         states = [one.state for one in processes if one.line.rstrip().endswith(tag) and not one.is_dead]
         if fault.has_victim and not (len(states) == 1 and states[0] in "RS"):
             left.append(f"of {fault.kind} there is not one victim that runs, but those in states {states}")
+        if fault.seen is Seen.MARKED and (MARKS / tag).exists():
+            left.append(f"what {fault.kind} has made is still there")
         if is_limited(fault, tag, processes):
             left.append(f"the victim of {fault.kind} is still limited")
     return left

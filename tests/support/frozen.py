@@ -31,6 +31,7 @@ from brownout_agent.kernel.nftables import table_names
 from brownout_agent.kernel.processes import is_alive, key_of, read_stat
 from brownout_protos.v1 import fault_pb2
 
+from tests.support import executed
 from tests.support.control_groups import LIMITS, new_group, thaw
 from tests.support.deaths_kernel import UNLIMITED
 from tests.support.injectors import ACCEPTED, Client, connect, holders, injector, new_id, running, watchdogs_done
@@ -43,7 +44,7 @@ FAULT_MS = 120_000
 """Longer than it takes to have two of every kind on."""
 KERNEL_BOUND_S = LEASE_S + 1.0
 RESTART_BOUND_S = KERNEL_BOUND_S + 5.0
-"""`process.kill` with `restart`: its end is work, a program that starts others."""
+"""Where the end is work of programs: `exec.run`, and `process.kill` with `restart`."""
 WATCHDOG_BOUND_S = 30.0
 _BY_GROUP = {
     "process.pid_exhaustion": ("crowded", "pids"),
@@ -53,7 +54,7 @@ _BY_GROUP = {
     "disk.throttle": ("slow", "io"),
 }
 """By kind: the program whose control group is limited, which is its own, and the group's controller."""
-UNDONE = frozenset({"process.kill", "process.fd_exhaustion", "network.interface_down", *_BY_GROUP})
+UNDONE = frozenset({"exec.run", "process.kill", "process.fd_exhaustion", "network.interface_down", *_BY_GROUP})
 """What somebody must undo, since no death of a process does."""
 PARTS = ("agent", "injector", "holders", "watchdog")
 COMBINATIONS = tuple(
@@ -96,7 +97,7 @@ def bound_s(kind: str, frozen: tuple[str, ...]) -> float | None:
     if kind not in UNDONE:
         return KERNEL_BOUND_S
     if "injector" not in frozen:
-        return RESTART_BOUND_S if kind == "process.kill" else KERNEL_BOUND_S
+        return RESTART_BOUND_S if kind in {"exec.run", "process.kill"} else KERNEL_BOUND_S
     return None if "watchdog" in frozen else WATCHDOG_BOUND_S
 
 
@@ -188,7 +189,7 @@ def _interface(folder: Path) -> str:
 @contextlib.asynccontextmanager
 async def everything_allowed(folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
     """An injector whose policy allows every fault, and many at once."""
-    (folder / "policy.yaml").write_text(POLICY)
+    (folder / "policy.yaml").write_text(POLICY + executed.section(executed.commands(folder / "marked")))
     async with injector(folder, "--policy", str(folder / "policy.yaml"), embedded=False) as serving:
         yield serving
     await watchdogs_done(folder)  # or it starts a killed victim again when nobody cleans up any more
@@ -214,6 +215,7 @@ async def all_on(client: Client, folder: Path) -> list[FrozenFault]:
     orders: dict[str, dict[str, Any]] = {
         "cpu.load": {"percent": 1, "of": "own", "cores": "0"},
         "memory.load": {"size": "16MiB"},
+        "memory.oom": {"size": "16MiB", "every": "1s"},
         "memory.leak": {"rate": "1MiB/s", "size": "16MiB"},
         "disk.io": {"write": "1MiB/s", "file_size": "1MiB", "path": str(folder)},
         "disk.fill": {"size": "1MiB", "path": str(folder)},
@@ -221,6 +223,7 @@ async def all_on(client: Client, folder: Path) -> list[FrozenFault]:
         "dns.answer": {"names": "answered.brownout.test", "to": "127.0.0.1"},
         "dns.delay": {"names": "delayed.brownout.test", "delay": "1s"},
         "dns.failure": {"names": "failing.brownout.test"},
+        "exec.run": {"name": executed.NAME},
         "network.accept_queue": {"port": _port(folder)},
         "network.blackhole": {"to": "127.0.0.9", "port": "9"},
         "network.corrupt": {"to": "127.0.0.14", "percent": 50},
@@ -280,6 +283,8 @@ def _look_for(kind: str, fault_id: str, folder: Path) -> Callable[[frozenset[str
     """A look that costs next to nothing, where that can be had: it must not itself be late."""
     if isinstance(catalogue()[kind], (NetworkFault, DnsFault)):
         return lambda tables: table_name(fault_id) in tables
+    if kind == "exec.run":
+        return lambda _: (folder / "marked").exists()
     if kind == "network.interface_down":
         return lambda _: _interface_is_down(_interface(folder))
     if kind == "process.pause":

@@ -28,7 +28,7 @@ from brownout_controller.analysis.residue import find_residue
 from brownout_controller.record import ResidueState
 from brownout_protos.v1 import fault_pb2, injector_pb2
 
-from tests.support import one_at_a_time
+from tests.support import executed, one_at_a_time
 from tests.support.control_groups import JOIN, LIMITS, fault_parents, thaw
 from tests.support.disks import MIB, ext4
 from tests.support.injectors import ACCEPTED, Client, connect, holders, injector
@@ -52,6 +52,7 @@ _FOREIGN_RULES = """
 table inet firewall { chain in { type filter hook input priority 0; tcp dport 9 counter accept; }; }
 table ip brown { set peers { type ipv4_addr; elements = { 10.0.0.1 }; }; }
 """
+_POLICY = 'version: 1\nenvironment: staging\nfaults: {"*": {allow: true}}\nlimits: {concurrent: 4}\n'
 _UNDO_THREE_TIMES = """
 import sys
 from pathlib import Path
@@ -100,6 +101,11 @@ class Host:
         return f"victim-of-{self.folder.name}"
 
     @property
+    def marked(self) -> Path:
+        """What `exec.run` makes."""
+        return self.folder / "marked"
+
+    @property
     def supervised(self) -> str:
         """The tag of a process whose supervisor starts it again whenever it has died."""
         return f"supervised-of-{self.folder.name}"
@@ -113,7 +119,10 @@ class Host:
 
     async def start(self) -> None:
         """The injector, and a connection to it."""
-        self.injector = await self._life.enter_async_context(injector(self.folder, under=(*self.inside, *self.under)))
+        policy = self.folder / "policy.yaml"
+        policy.write_text(_POLICY + executed.section(executed.commands(self.marked)))
+        started = injector(self.folder, "--policy", str(policy), embedded=False, under=(*self.inside, *self.under))
+        self.injector = await self._life.enter_async_context(started)
         self.client = await connect(self.folder)
 
     async def end(self) -> None:
@@ -185,6 +194,7 @@ class Host:
             "rules": self.run("nft", "--stateless", "list", "ruleset"),
             "ports": self.run("ss", "--no-header", "--numeric", "--listening", "--tcp", "--udp"),
             "mounts": self.run("cat", "/proc/self/mountinfo"),
+            "marked": str(self.marked.exists()),
             "free blocks and files": str((space.f_bfree, space.f_ffree)),
             "victims": self._states(self.tag),
             "supervised": self._supervised_states(),
@@ -241,8 +251,8 @@ class Host:
         """Our control groups that name a fault of this host."""
         mountinfo, own = Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()
         parents = {next(group_folders(mountinfo, own, name), None) for name in ("memory", "pids", "")}
-        names = (parent / f"{PREFIX}{fault_id}" for parent in parents if parent for fault_id in [*self.states])
-        return [str(path) for path in names if path.exists()]
+        names = (parent.glob(f"{PREFIX}{fault_id}*") for parent in parents if parent for fault_id in [*self.states])
+        return [str(path) for found in names for path in found]
 
 
 @asynccontextmanager
@@ -335,11 +345,13 @@ def _choose(host: Host, rng: random.Random) -> list[tuple[str, dict[str, Any]]]:
     others: list[tuple[str, dict[str, Any]]] = [
         ("cpu.load", {"percent": 1, "of": "own", "cores": "0"}),
         ("memory.load", {"size": "16MiB"}),
+        ("memory.oom", {"size": f"{rng.randint(16, 64)}MiB", "every": "1s"}),
         ("memory.leak", {"rate": f"{rng.randint(1, 100)}MiB/s", "size": "16MiB"}),
         ("disk.io", {"write": "1MiB/s", "file_size": "4MiB", **disk}),
         ("disk.fill", {"size": f"{rng.randint(1, 200)}MiB", **disk}),
         ("disk.inodes", {"count": rng.randint(1, 20_000), **disk}),
         ("network.blackhole", {"to": "127.0.0.9", "port": rng.randint(1024, 9999)}),
+        ("exec.run", {"name": executed.NAME}),
         ("dns.answer", {"names": "*.brownout.test", "to": "127.0.0.1"}),
         ("dns.delay", {"names": "*.brownout.test", "delay": f"{rng.randint(1, 2_000)}ms"}),
         ("dns.failure", {"names": "*.brownout.test", "answer": rng.choice(("nxdomain", "timeout"))}),

@@ -26,7 +26,7 @@ def test_what_is_no_percentage_of_a_core_is_refused(written: object) -> None:
 @pytest.mark.parametrize(
     ("parameters", "says"),
     [
-        ({}, "which process? Give `unit`, `process`, `pid`, `command` or `user`"),
+        ({}, "which process? Give `unit`, `process`, `pid`, `command`, `user`, `port` or `cgroup`"),
         ({"unit": "nginx.service", "process": "nginx"}, "`unit` means all that runs in it: leave the others out"),
         ({"unit": "nginx"}, "String should match pattern"),
         ({"unit": "../nginx.service"}, "String should match pattern"),

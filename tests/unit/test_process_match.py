@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 from brownout_agent.faults.contract import Refusal
-from brownout_agent.faults.process_cgroups import folders_named_in, is_in_unit, unit_named_in
+from brownout_agent.faults.process_cgroups import folders_named_in, is_in_group, is_in_unit, unit_named_in
 from brownout_agent.faults.process_kill import KillParameters
 from brownout_agent.faults.process_match import Process, ProcessParameters, Untouchable, select, split_argv
 from brownout_agent.faults.process_start import Program, instances, startable_argv, untitled
+from brownout_agent.kernel.listeners import parse
 from brownout_agent.kernel.processes import ProcessKey
 from pydantic import ValidationError
 
@@ -207,3 +208,80 @@ def test_cgroups_are_found_where_their_hierarchies_are_mounted() -> None:
         "/sys/fs/cgroup/systemd/b.slice",
         "/sys/fs/cgroup/unified",
     ]
+
+
+# ---- places and trees -------------------------------------------------------------------------------------------
+
+
+def test_only_those_that_are_where_an_order_says_are_meant() -> None:
+    crowd = [process(10), process(11), process(12, "other")]
+    parameters = ProcessParameters.model_validate({"process": "server", "unit": "shop.service"})
+    chosen = select(parameters, None, crowd, NOBODY, frozenset({11, 12}))
+    assert [one.key.pid for one in chosen] == [11]
+    assert parameters.text == "process server, unit shop.service"
+
+
+def test_a_tree_is_all_that_was_started_by_whatever_steps_and_nothing_beside() -> None:
+    crowd = [process(10, "root"), process(11, "shell", parent=10), process(12, "work", parent=11), process(13, "work")]
+    assert pids({"process": "root"}, *crowd) == [10]
+    assert pids({"process": "root", "tree": True}, *crowd) == [10, 11, 12]
+    assert pids({"pid": 11, "tree": True}, *crowd) == [11, 12]
+
+
+def test_a_tree_spares_our_own_and_is_refused_with_somebody_protected_in_it() -> None:
+    top, ours = process(10, "top"), process(50, "injector", parent=10)
+    assert pids({"process": "top", "tree": True}, top, ours) == [10]
+    with pytest.raises(Refusal, match="part of Brownout"):
+        pids({"pid": 10, "tree": True}, top, ours)
+    with pytest.raises(Refusal, match=r"sshd \(pid 80\) is protected"):
+        pids({"process": "top", "tree": True}, top, process(80, "sshd", parent=10))
+
+
+def test_processes_that_name_each_other_as_parents_are_a_tree_as_well() -> None:
+    """A pid may go to another process between two looks at /proc."""
+    assert pids({"pid": 10, "tree": True}, process(10, parent=11), process(11, parent=10)) == [10, 11]
+
+
+def test_children_alone_choose_nobody() -> None:
+    with pytest.raises(ValidationError, match=r"which process\? Give `process`, .* or `cgroup`"):
+        ProcessParameters.model_validate({"tree": True})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"port": 0}, {"port": 65_536}, {"unit": "nginx"}, {"unit": "a/b.service"}, {"cgroup": "shop"}, {"cgroup": "/"},
+     {"cgroup": "/a/"}, {"cgroup": "/a b"}],
+)  # fmt: skip
+def test_what_is_no_place_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        ProcessParameters.model_validate(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_in_it"),
+    [
+        ("0::/shop/web\n", True),
+        ("0::/shop/web/worker\n", True),
+        ("0::/shop/website\n", False),
+        ("0::/shop\n", False),
+        ("0::/other/shop/web\n", False),
+        ("4:memory:/shop/web\n1:name=systemd:/\n0::/\n", True),
+        ("0::/\n", False),
+    ],
+)
+def test_a_control_group_is_meant_with_those_below_it_in_any_hierarchy(text: str, is_in_it: bool) -> None:
+    assert is_in_group(text, "/shop/web") is is_in_it
+
+
+def test_listening_sockets_are_those_that_wait_for_whoever_comes() -> None:
+    head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+    rows = [
+        ("0100007F:1F90", "00000000:0000", "0A", 101),
+        ("0100007F:1F90", "0100007F:D431", "01", 102),  # a connection that it has accepted
+        ("00000000:1F91", "00000000:0000", "0A", 103),
+        ("00000000000000000000000000000000:1F90", "00000000000000000000000000000000:0000", "0A", 104),
+        ("0100007F:D431", "0100007F:1F90", "01", 105),
+    ]
+    lines = (f"   0: {own} {peer} {state} 00000000:00000000 00:00000000 00000000  33 0 {inode} 1 0\n"
+             for own, peer, state, inode in rows)  # fmt: skip
+    assert [*parse(head + "".join(lines), 8080, "0A")] == [101, 104]

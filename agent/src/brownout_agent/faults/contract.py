@@ -108,6 +108,19 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
+class Commands:
+    """Three programs with their arguments that this host's policy has named together, and how long each may take."""
+
+    name: str
+    apply: tuple[str, ...]
+    undo: tuple[str, ...]
+    measure: tuple[str, ...]
+    apply_within_s: float = 10.0
+    undo_within_s: float = 10.0
+    measure_within_s: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """What a fault may know of the host that it is on, beyond what the kernel says."""
 
@@ -130,6 +143,8 @@ class Host:
     could give back what was before."""
     interfaces: tuple[str, ...] | None = None
     """The policy's `interfaces` for this kind of fault: it touches no packets of others; None: of any."""
+    commands: tuple[Commands, ...] = ()
+    """The policy's `exec`: all that anybody may have executed here."""
 
 
 class Hold(Protocol):
@@ -200,6 +215,9 @@ class Fault(ABC, Generic[P]):
     parting_s: ClassVar[float] = 0.0
     """How long its holder, sent SIGTERM, may take to end by itself before it is killed: where that spares others
     something. The undo does not rely on it."""
+    outlives_reboot: ClassVar[bool] = False
+    """Whether what it did may be there after a reboot. Then its record is undone after one as well; all that the others
+    make lives in the kernel of one boot."""
 
     @abstractmethod
     def detect(self, host: Host) -> Capability:

@@ -3,7 +3,6 @@
 Nobody is spared in a group. So whoever is in it, or in one below it, has been named: by the unit, or by matching.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from brownout_agent.faults.contract import Host, Refusal
-from brownout_agent.faults.process_cgroups import is_in_unit, unit_named_in
+from brownout_agent.faults.process_cgroups import unit_named_in
 from brownout_agent.faults.process_match import (
+    UNIT_PATTERN,
     Process,
     ProcessParameters,
     Untouchable,
@@ -23,9 +23,9 @@ from brownout_agent.faults.process_match import (
     read_processes,
     refuse_untouchable,
 )
+from brownout_agent.faults.process_places import cgroup_texts, in_unit
 from brownout_agent.kernel.cgroup_tree import members_below
 from brownout_agent.kernel.cgroups import PREFIX, own_groups, trees
-from brownout_agent.kernel.processes import PROC
 
 _APART = "run what is meant in a control group of its own, as a service is"
 
@@ -37,11 +37,11 @@ class GroupParameters(ProcessParameters):
     whatever else the host protects is refused.
     """
 
-    ways: ClassVar[tuple[str, ...]] = ("unit", *ProcessParameters.ways)
+    ways: ClassVar[tuple[str, ...]] = ("unit", *(way for way in ProcessParameters.ways if way != "unit"))
     unit: Annotated[
         str | None,
         Field(
-            pattern=r"^[A-Za-z0-9:_.\\@-]+\.(service|scope|slice)$",
+            pattern=UNIT_PATTERN,
             max_length=255,
             description="a unit of systemd with all that runs in it: nginx.service",
         ),
@@ -49,7 +49,7 @@ class GroupParameters(ProcessParameters):
 
     @model_validator(mode="after")
     def _unit_is_all(self) -> "GroupParameters":
-        if self.unit is not None and len(self.given) > 1:
+        if self.unit is not None and (len(self.given) > 1 or self.tree):
             raise ValueError("`unit` means all that runs in it: leave the others out")
         return self
 
@@ -162,19 +162,13 @@ def _refuse_strangers(group: Path, parameters: GroupParameters, host: Host) -> N
 
 
 def _whole(pid: int) -> str:
-    texts = _cgroup_texts([pid])
+    texts = cgroup_texts([pid])
     unit = unit_named_in(texts.get(pid, ""))
     return f"write `unit: {unit}` for the whole of it" if unit else f"match all of them, or {_APART}"
 
 
 def _unit_group(unit: str, controller: Controller) -> Path:
-    texts = _cgroup_texts([process.key.pid for process in read_processes()])
-    pids = [pid for pid, text in texts.items() if is_in_unit(text, unit)]
-    if not pids:
-        units = {name for text in texts.values() if (name := unit_named_in(text))}
-        near = difflib.get_close_matches(unit, units, n=3, cutoff=0.5)
-        remedy = f"did you mean {' or '.join(near)}?" if near else f"look at it with `systemctl status {unit}`"
-        raise Refusal(f"no process runs in {unit}", remedy)
+    pids = in_unit(unit, [process.key.pid for process in read_processes()])
     try:
         groups = [group for pid in pids if (group := controller.group_of(pid)) is not None]
     except (FileNotFoundError, ProcessLookupError) as error:
@@ -185,17 +179,6 @@ def _unit_group(unit: str, controller: Controller) -> Path:
             f"{unit} has no control group with the {controller.name} controller", _switch_on(unit, controller)
         )
     return found.pop()
-
-
-def _cgroup_texts(pids: list[int]) -> dict[int, str]:
-    """/proc/PID/cgroup by pid, of those that are there."""
-    texts = {}
-    for pid in pids:
-        try:
-            texts[pid] = (PROC / str(pid) / "cgroup").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return texts
 
 
 def _switch_on_for(group: Path, controller: Controller) -> str:

@@ -40,6 +40,11 @@ def is_in_unit(cgroup_text: str, unit: str) -> bool:
     return False
 
 
+def is_in_group(cgroup_text: str, path: str) -> bool:
+    """Whether the process of a /proc/PID/cgroup is in the group of this path, or below it, in some hierarchy. Pure."""
+    return any(f"{line.split(':', 2)[2]}/".startswith(f"{path}/") for line in cgroup_text.splitlines())
+
+
 def folders(pid: int) -> list[str]:
     """The folder of the process's cgroup in every hierarchy that is mounted here."""
     mounts = Path("/proc/self/mountinfo").read_text()

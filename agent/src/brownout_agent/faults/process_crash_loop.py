@@ -26,16 +26,17 @@ from brownout_agent.faults.contract import (
 )
 from brownout_agent.faults.process_kill import EndingSignal, can_signal
 from brownout_agent.faults.process_match import (
-    NobodyMatches,
     Process,
     ProcessParameters,
     Untouchable,
     match,
+    placed,
     read_process,
     read_processes,
     select,
     uid_of,
 )
+from brownout_agent.faults.process_places import NobodyMatches
 from brownout_agent.faults.process_start import Program
 from brownout_agent.kernel.clock import boottime_ns
 from brownout_agent.kernel.processes import ProcessKey, is_alive, send_signal
@@ -47,7 +48,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class CrashLoopParameters(ProcessParameters):
-    """Which program ends again and again. By name, command line or user: what comes back has another pid."""
+    """Which program ends again and again. Not by pid: what comes back has another."""
 
     pid: Annotated[int | None, Field(ge=1, description="not for this fault: what comes back has another pid")] = None
     signal: EndingSignal = "KILL"
@@ -62,7 +63,7 @@ class CrashLoopParameters(ProcessParameters):
     @model_validator(mode="after")
     def _comes_back(self) -> "CrashLoopParameters":
         if self.pid is not None:
-            raise ValueError("what comes back has another pid: give `process`, `command` or `user`")
+            raise ValueError("what comes back has another pid: give `process`, `command`, `user`, `port` or `unit`")
         return self
 
 
@@ -88,7 +89,7 @@ class ProcessCrashLoop(Fault[CrashLoopParameters]):
             if Program.of(process) in programs:
                 raise Refusal(
                     f"{process.text} runs what a part of Brownout or an ancestor of it runs, with the same arguments",
-                    "narrow the match with `process`, `command` or `user`",
+                    "narrow the match with `process`, `command`, `user` or `unit`",
                 )
         return {
             "processes": [process.key.as_json() for process in chosen],
@@ -169,7 +170,7 @@ def _running(parameters: CrashLoopParameters, uid: int | None, facts: Facts) -> 
     everyone = read_processes()
     spared = Untouchable(_spared_pids(facts, everyone), frozenset(facts["spared_names"]))
     try:
-        meant = select(parameters, uid, everyone, spared)
+        meant = select(parameters, uid, everyone, spared, placed(parameters, everyone))
     except NobodyMatches:
         return []
     programs = set(facts["spared_programs"])

@@ -10,8 +10,10 @@ from typing import Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from brownout_agent.faults.contract import FaultParameters, Host, Refusal
+from brownout_agent.faults.process_places import NobodyMatches, in_group, in_unit, on_port
 from brownout_agent.kernel.processes import PROC, ProcessKey, all_pids, ancestors, read_stat
 
+UNIT_PATTERN = r"^[A-Za-z0-9:_.\\@-]+\.(service|scope|slice)$"
 _COMM_LENGTH = 15
 """The kernel cuts command names to this length (TASK_COMM_LEN, proc(5))."""
 
@@ -19,12 +21,12 @@ _COMM_LENGTH = 15
 class ProcessParameters(FaultParameters):
     """What every process fault takes. Several of them narrow the choice: a process must match all that are given.
 
-    A name, a command line or a user is looked for in this host's own network namespace: a container with a network of
-    its own is reached by `pid` only. The init process, kernel threads, Brownout's own processes and their ancestors,
+    All but a `pid` are looked for in this host's own network namespace: a container with a network of its own is
+    reached by `pid` only. The init process, kernel threads, Brownout's own processes and their ancestors,
     and the host's protected commands (sshd, systemd, ...) are never touched.
     """
 
-    ways: ClassVar[tuple[str, ...]] = ("process", "pid", "command", "user")
+    ways: ClassVar[tuple[str, ...]] = ("process", "pid", "command", "user", "port", "unit", "cgroup")
     """The parameters that choose."""
     process: Annotated[
         str | None,
@@ -37,6 +39,22 @@ class ProcessParameters(FaultParameters):
     user: Annotated[str | None, Field(min_length=1, max_length=255, description="user name or uid that it runs as")] = (
         None
     )
+    port: Annotated[
+        int | None, Field(ge=1, le=65_535, description="the port on which it listens, TCP or UDP: 5432")
+    ] = None
+    unit: Annotated[
+        str | None,
+        Field(pattern=UNIT_PATTERN, max_length=255, description="the systemd unit it is of: nginx.service"),
+    ] = None
+    cgroup: Annotated[
+        str | None,
+        Field(
+            pattern=r"^(/[A-Za-z0-9:_.\\@-]+)+$",
+            max_length=1_024,
+            description="the control group that it is in, or above it, as /proc/PID/cgroup has it: /shop/web",
+        ),
+    ] = None
+    tree: Annotated[bool, Field(description="with the children of those who match, their children, and so on")] = False
 
     @model_validator(mode="after")
     def _check(self) -> "ProcessParameters":
@@ -55,7 +73,8 @@ class ProcessParameters(FaultParameters):
     @property
     def text(self) -> str:
         """For people: `process nginx, user www-data`."""
-        return ", ".join(f"{way} {value}" for way, value in self.given.items())
+        words = [f"{way} {value}" for way, value in self.given.items()]
+        return ", ".join([*words, "with children"] if self.tree else words)
 
     @classmethod
     def _ways_in_words(cls) -> str:
@@ -96,10 +115,6 @@ class Untouchable:
     def of(cls, host: Host) -> "Untouchable":
         own = {os.getpid(), *ancestors(os.getpid()), *host.protected_pids}
         return cls(frozenset(own), frozenset(host.protected_names))
-
-
-class NobodyMatches(Refusal):
-    """There is no such process in this host's own network namespace."""
 
 
 def read_process(pid: int) -> Process | None:
@@ -155,7 +170,8 @@ def match(parameters: ProcessParameters, host: Host) -> list[Process]:
     Raises:
         Refusal: nobody matches, or somebody who must not be touched.
     """
-    chosen = select(parameters, uid_of(parameters), read_processes(), Untouchable.of(host))
+    everyone = read_processes()
+    chosen = select(parameters, uid_of(parameters), everyone, Untouchable.of(host), placed(parameters, everyone))
     for process in chosen:
         try:
             os.kill(process.key.pid, 0)
@@ -166,15 +182,46 @@ def match(parameters: ProcessParameters, host: Host) -> list[Process]:
     return chosen
 
 
+def placed(parameters: ProcessParameters, processes: list[Process]) -> frozenset[int] | None:
+    """The pids that are where `unit`, `cgroup` and `port` say; None where none of them is given.
+
+    Raises:
+        NobodyMatches: nobody is there.
+    """
+    pids = frozenset(process.key.pid for process in processes)
+    there = pids
+    if parameters.unit is not None:
+        there &= in_unit(parameters.unit, pids)
+    if parameters.cgroup is not None:
+        there &= in_group(parameters.cgroup, pids)
+    if parameters.port is not None:
+        there &= on_port(parameters.port, pids)
+    is_asked = any(getattr(parameters, way) is not None for way in ("unit", "cgroup", "port"))
+    return there if is_asked else None
+
+
 def select(
-    parameters: ProcessParameters, uid: int | None, processes: list[Process], untouchable: Untouchable
+    parameters: ProcessParameters,
+    uid: int | None,
+    processes: list[Process],
+    untouchable: Untouchable,
+    there: frozenset[int] | None = None,
 ) -> list[Process]:
     """The choice among `processes`, parents before their children. Pure.
+
+    Args:
+        parameters: what an order says.
+        uid: of the user that it names.
+        processes: everyone.
+        untouchable: whom it may not mean.
+        there: what `placed` says.
 
     Raises:
         Refusal: as `match`.
     """
-    wanted = [process for process in processes if _is_meant(process, parameters, uid)]
+    wanted = [process for process in processes if _is_meant(process, parameters, uid, there)]
+    if parameters.tree:
+        wanted = with_descendants(wanted, processes)
     if parameters.pid is None:
         wanted = [process for process in wanted if process.key.pid not in untouchable.own_pids]
         elsewhere = [process for process in wanted if not process.own_network]
@@ -191,9 +238,25 @@ def select(
     return _parents_first(wanted)
 
 
-def _is_meant(process: Process, parameters: ProcessParameters, uid: int | None) -> bool:
+def with_descendants(roots: list[Process], processes: list[Process]) -> list[Process]:
+    """These processes, and all among `processes` that they have started, by whatever steps. Pure."""
+    children: dict[int, list[Process]] = {}
+    for process in processes:
+        children.setdefault(process.parent_pid, []).append(process)
+    found = {process.key: process for process in roots}
+    waiting = [*roots]
+    while waiting:
+        for child in children.get(waiting.pop().key.pid, []):
+            if child.key not in found:
+                found[child.key] = child
+                waiting.append(child)
+    return [*found.values()]
+
+
+def _is_meant(process: Process, parameters: ProcessParameters, uid: int | None, there: frozenset[int] | None) -> bool:
     return (
-        (parameters.pid is None or process.key.pid == parameters.pid)
+        (there is None or process.key.pid in there)
+        and (parameters.pid is None or process.key.pid == parameters.pid)
         and (parameters.process is None or parameters.process in _names_of(process))
         and (parameters.command is None or parameters.command in " ".join(process.argv))
         and (uid is None or process.uid == uid)
@@ -213,7 +276,7 @@ def _names_of(process: Process) -> set[str]:
 
 def refuse_untouchable(process: Process, untouchable: Untouchable) -> None:
     """Raises Refusal for a process that no fault may touch. Pure."""
-    remedy = "narrow the match with `process`, `command`, `user` or `pid`"
+    remedy = "narrow the match with `process`, `command`, `user`, `unit` or `pid`"
     if process.key.pid == 1:
         raise Refusal("pid 1 is this host's init process, which no fault touches", remedy)
     if process.key.pid in untouchable.own_pids:

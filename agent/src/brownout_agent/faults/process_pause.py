@@ -24,7 +24,7 @@ _CAP_SYS_PTRACE = 19
 
 
 class PauseParameters(ProcessParameters):
-    """Which processes stand still. Children are paused only when they match too."""
+    """Which processes stand still. Children are paused only when they match too, or with `tree`."""
 
 
 class ProcessPause(Fault[PauseParameters]):

@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from brownout_agent import __version__
-from brownout_agent.faults.contract import Host
 from brownout_agent.host_log import HostLog
 from brownout_agent.injector import confinement
 from brownout_agent.injector import policy as policies
@@ -136,8 +135,8 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    found = capabilities(Host())
     policy = policies.load(options.policy)
+    found = capabilities(policy.host((), frozenset()))
     halted = StopFile(policy.stop_file).reason() or ""
     if options.output == "json":
         plain = [{"kind": c.kind, "able": c.able, "reason": c.reason, "remedy": c.remedy} for c in found]

@@ -19,6 +19,11 @@ everything::
     protect_peers: [10.0.0.1]       # never cut off, beside the controller
     protect_ports: [22]
     stop_file: /etc/brownout/STOP
+    exec:                           # what `exec.run` may execute; an experiment gives the name
+      stop-replica:
+        apply: [/usr/bin/systemctl, stop, replica.service]
+        undo: [/usr/bin/systemctl, start, replica.service]
+        measure: [/usr/local/bin/replica-is-away]
 
 What holds is the least of the order, the policy and the ceilings that are compiled in.
 """
@@ -38,6 +43,7 @@ from pydantic import BaseModel, ConfigDict, Field, IPvAnyAddress, ValidationErro
 from brownout_agent.faults import catalogue
 from brownout_agent.faults.contract import Fault, FaultParameters, Host, Peer, Refusal
 from brownout_agent.injector.ceilings import Written, ceiling, check_ceilings, check_floors, has_parameter
+from brownout_agent.injector.exec_rules import NAMES_MAX, ExecRule, Name
 from brownout_agent.injector.hours import Hours
 from brownout_agent.injector.order import Order
 from brownout_agent.injector.stop_file import WELL_KNOWN
@@ -99,6 +105,7 @@ class PolicyFile(_Strict):
     protect_processes: tuple[str, ...] = ()
     protect_peers: tuple[IPvAnyAddress, ...] = ()
     protect_ports: tuple[Annotated[int, Field(gt=0, lt=65536)], ...] = (22,)
+    exec: Annotated[dict[Name, ExecRule], Field(max_length=NAMES_MAX)] = {}
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -220,6 +227,7 @@ class Policy:
             protected_names=Host().protected_names + self.file.protect_processes,
             folders=self._rule(kind).folders,
             interfaces=self._rule(kind).interfaces,
+            commands=tuple(rule.commands(name) for name, rule in self.file.exec.items()),
         )
 
 

@@ -56,14 +56,16 @@ def undo_entry(entry: Entry) -> list[str]:
 
 
 def _undo_entry(entry: Entry) -> list[str]:
-    if entry.boot_id != boot_id():
-        return []  # all that our faults make lives in the kernel of one boot
     fault = catalogue().get(entry.kind)
+    is_of_this_boot = entry.boot_id == boot_id()
+    if not is_of_this_boot and not (fault and fault.outlives_reboot):
+        return []  # all that it made lived in the kernel of that boot
     if fault is None:
         return [f"no fault `{entry.kind}` is installed here any more, so nothing can undo it"]
     try:
         parameters = fault.Parameters.model_validate(entry.parameters)
     except ValidationError as error:
         return [f"the parameters in the journal do not fit this version's {entry.kind}: {error}"]
-    record = Record(entry.fault_id, parameters, entry.facts, entry.duration_s, entry.holders)
-    return undo_and_verify(fault, record, entry.holders)
+    holders = entry.holders if is_of_this_boot else ()  # their numbers are somebody else's by now
+    record = Record(entry.fault_id, parameters, entry.facts, entry.duration_s, holders)
+    return undo_and_verify(fault, record, holders)
