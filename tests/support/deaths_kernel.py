@@ -216,7 +216,10 @@ def is_limited(fault: FaultCase, tag: str, processes: list[Process]) -> bool:
         if pid is not None and fault.seen in BY_GROUP:
             controller, names = BY_GROUP[fault.seen]
             group = _group(pid, controller)
-            (text,) = [(group / name).read_text().strip() for name in names if (group / name).exists()]
+            texts = [(group / name).read_text().strip() for name in names if (group / name).exists()]
+            if not texts and not group.exists():  # the victim and its group went while we looked
+                return False
+            (text,) = texts
             # systemd gives every service a limit of its own on processes, and on nothing else
             return text not in UNLIMITED and (fault.seen is not Seen.FULL or int(text) < _NEXT_TO_NONE)
     return False
