@@ -39,8 +39,8 @@ counts as 0 and is left out of the percentiles. Looks are 50 ms apart, 100 ms in
 - **clock**: the wall clock of a user-mode Linux host is stepped; faults must end when their time is up. These hosts
   have one slow core, so their bound is 5 s, and 15 s more for the start of a program.
 
-User-mode Linux has no nftables for IP, and its victims have no control groups of their own: the faults that need them
-have no cells under *power cut* and *clock*. What these change is the kernel's and ends with it. That the kernel ends a
+User-mode Linux has no nftables for IP; its hosts have no control groups with limits, one interface, and a policy that
+names no programs: the faults that need these have no cells under *power cut* and *clock*. What these change is the kernel's and ends with it. That the kernel ends a
 timed rule with no process alive is shown on a host under
 QEMU: [test_kernel_ended.py](../tests/host/test_kernel_ended.py).
 """
