@@ -156,8 +156,8 @@ _NEEDS_MEMORY_GROUPS = "memory.oom"
 UML_FAULTS = tuple(
     fault for fault in FAULTS if not fault.to and fault.seen not in _NOT_ON_UML and fault.kind != _NEEDS_MEMORY_GROUPS
 )
-"""User-mode Linux 6.1 has no nftables for IP. Its hosts have one interface, no service, victims without groups, no groups
-in which memory is limited, and a policy that names no programs."""
+"""User-mode Linux 6.1 has no nftables for IP. Its hosts have one interface, no service, victims without groups, no
+group in which memory is limited, and a policy that names no programs."""
 
 
 @dataclass(frozen=True)

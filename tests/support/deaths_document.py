@@ -40,8 +40,8 @@ counts as 0 and is left out of the percentiles. Looks are 50 ms apart, 100 ms in
   have one slow core, so their bound is 5 s, and 15 s more for the start of a program.
 
 User-mode Linux has no nftables for IP; its hosts have no control groups with limits, one interface, and a policy that
-names no programs: the faults that need these have no cells under *power cut* and *clock*. What these change is the kernel's and ends with it. That the kernel ends a
-timed rule with no process alive is shown on a host under
+names no programs: the faults that need these have no cells under *power cut* and *clock*. What these change is the
+kernel's and ends with it. That the kernel ends a timed rule with no process alive is shown on a host under
 QEMU: [test_kernel_ended.py](../tests/host/test_kernel_ended.py).
 """
 

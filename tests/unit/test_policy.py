@@ -221,7 +221,14 @@ def test_the_stop_file_has_a_place_by_itself_and_with_a_policy_that_is_broken(tm
         ("version: 1\nenvironment: staging\nfaults: {cpu.load: {allow: true, max: {of: own}}}", "no quantity"),
         ("version: 1\nenvironment: staging\nfaults: {disk.io: {allow: true, max: {read: 20}}}", "not a rate"),
         ("version: 1\nenvironment: staging\nfaults: {disk.fill: {allow: true, max: {size: 20}}}", "20MiB"),
-        ('version: 1\nenvironment: staging\nfaults: {"*": {allow: true, max: {speed: 20}}}', "`speed`"),
+        (
+            'version: 1\nenvironment: staging\nfaults: {"*": {allow: true, min: {speed: 20}}}',
+            "faults.*.min: no fault has",
+        ),
+        (
+            'version: 1\nenvironment: staging\nfaults: {"*": {allow: true, max: {speed: 20}}}',
+            "faults.*.max: no fault has",
+        ),
         (
             "version: 1\nenvironment: staging\nfaults: {disk.fill: {allow: true, paths: [srv]}}",
             "srv is not the absolute",
