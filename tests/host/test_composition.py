@@ -25,7 +25,7 @@ def test_two_of_every_kind_are_on_together_and_each_ends_alone(tmp_path: Path) -
         folders = [folder / "first", folder / "second"]
         for each in folders:
             each.mkdir()
-        async with victims(folders[0]), victims(folders[1]), everything_allowed(folder):
+        async with victims(folders[0]), victims(folders[1]), everything_allowed(folder, *folders):
             client = await connect(folder)
             async with renewing(client):
                 first, second = [await all_on(client, each) for each in folders]

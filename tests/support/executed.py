@@ -8,10 +8,10 @@ from brownout_agent.faults.contract import Commands
 NAME = "mark"
 
 
-def commands(file: Path) -> Commands:
+def commands(file: Path, name: str = NAME) -> Commands:
     """Of the policy, as the fault sees them."""
     path = str(file)
-    return Commands(NAME, ("/usr/bin/touch", path), ("/usr/bin/rm", "-f", path), ("/usr/bin/test", "-e", path))
+    return Commands(name, ("/usr/bin/touch", path), ("/usr/bin/rm", "-f", path), ("/usr/bin/test", "-e", path))
 
 
 def section(*named: Commands) -> str:

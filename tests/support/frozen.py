@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from brownout_agent.faults import catalogue
-from brownout_agent.faults.contract import TRIAL_S
+from brownout_agent.faults.contract import TRIAL_S, Commands
 from brownout_agent.faults.dns_table import DnsFault
 from brownout_agent.faults.network_rules import FAMILY, table_name
 from brownout_agent.faults.network_table import NetworkFault
@@ -187,9 +187,10 @@ def _interface(folder: Path) -> str:
 
 
 @contextlib.asynccontextmanager
-async def everything_allowed(folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """An injector whose policy allows every fault, and many at once."""
-    (folder / "policy.yaml").write_text(POLICY + executed.section(executed.commands(folder / "marked")))
+async def everything_allowed(folder: Path, *of_victims: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """An injector whose policy allows every fault, and many at once. Victims may have folders of their own."""
+    named = map(_marking, of_victims or (folder,))
+    (folder / "policy.yaml").write_text(POLICY + executed.section(*named))
     async with injector(folder, "--policy", str(folder / "policy.yaml"), embedded=False) as serving:
         yield serving
     await watchdogs_done(folder)  # or it starts a killed victim again when nobody cleans up any more
@@ -223,7 +224,7 @@ async def all_on(client: Client, folder: Path) -> list[FrozenFault]:
         "dns.answer": {"names": "answered.brownout.test", "to": "127.0.0.1"},
         "dns.delay": {"names": "delayed.brownout.test", "delay": "1s"},
         "dns.failure": {"names": "failing.brownout.test"},
-        "exec.run": {"name": executed.NAME},
+        "exec.run": {"name": _marking(folder).name},
         "network.accept_queue": {"port": _port(folder)},
         "network.blackhole": {"to": "127.0.0.9", "port": "9"},
         "network.corrupt": {"to": "127.0.0.14", "percent": 50},
@@ -267,6 +268,11 @@ async def all_on(client: Client, folder: Path) -> list[FrozenFault]:
     there = await asyncio.to_thread(still_there, faults)
     assert there == faults, [fault.kind for fault in faults if fault not in there]
     return faults
+
+
+def _marking(folder: Path) -> Commands:
+    """What `exec.run` executes for the victims of this folder."""
+    return executed.commands(folder / "marked", f"mark-{zlib.crc32(bytes(folder)):08x}")
 
 
 async def _until_active(client: Client, waiting: set[str], but: int = 0) -> None:
