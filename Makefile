@@ -1,7 +1,7 @@
 # make demo    a shop in network namespaces loses a server: what its health checks and failover do
 # make test    every test        make check  style, types, generated code, the agent's wheel alone
 # make bench   figures beside the yardsticks' (stress-ng, fio)
-# make bench-no-shell   every program that the suite executes, by strace: no shell among those that are ours
+# make bench-no-shell   every program that the suite executes, by tracefs: no shell among those that are ours
 # make bench-death-matrix   every fault x whatever may die, some 40 minutes, goes on where it stopped: docs/death-matrix.md
 # make bench-crash-points   a kill at every system call of every fault's life, goes on where it stopped: docs/crash-points.md
 # make bench-fuzz   a million hostile inputs at the injector's socket: docs/fuzzing.md

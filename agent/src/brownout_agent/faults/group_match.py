@@ -13,7 +13,6 @@ from pydantic import Field, model_validator
 from brownout_agent.faults.contract import Host, Refusal
 from brownout_agent.faults.process_cgroups import unit_named_in
 from brownout_agent.faults.process_match import (
-    UNIT_PATTERN,
     Process,
     ProcessParameters,
     Untouchable,
@@ -25,7 +24,7 @@ from brownout_agent.faults.process_match import (
 )
 from brownout_agent.faults.process_places import cgroup_texts, in_unit
 from brownout_agent.kernel.cgroup_tree import members_below
-from brownout_agent.kernel.cgroups import PREFIX, own_groups, trees
+from brownout_agent.kernel.cgroups import PREFIX, UNIT_PATTERN, own_groups, trees
 
 _APART = "run what is meant in a control group of its own, as a service is"
 

@@ -18,12 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from brownout_agent.faults.contract import Facts, Refusal
-from brownout_agent.kernel.cgroups import unified_tree
+from brownout_agent.kernel.cgroups import GROUP_NAME, UNIT_PATTERN, unified_tree
 
-_NAME = r"[A-Za-z0-9:_.\\@-]+"
-UNIT_PATTERN = rf"^{_NAME}\.(service|scope|slice)$"
-GROUP_PATTERN = rf"^(/{_NAME})+$"
-_ELEMENT = re.compile(rf"(\.\./)*{_NAME}(/{_NAME})*")
+_ELEMENT = re.compile(rf"(\.\./)*{GROUP_NAME}(/{GROUP_NAME})*")
 _NFT_LOOKS_BELOW = "/sys/fs/cgroup"
 """libnftables takes the path of a group to be below this one, wherever the tree is mounted."""
 

@@ -11,7 +11,8 @@ import psutil
 from pydantic import BeforeValidator, Field, model_validator
 
 from brownout_agent.faults.contract import Facts, FaultParameters, Host, Peer, Percent, Refusal
-from brownout_agent.faults.network_group import GROUP_PATTERN, UNIT_PATTERN, SocketGroup, find_group
+from brownout_agent.faults.network_group import SocketGroup, find_group
+from brownout_agent.kernel.cgroups import GROUP_PATTERN, UNIT_PATTERN
 from brownout_agent.kernel.tcp_connections import Connection
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

@@ -11,9 +11,9 @@ from pydantic import Field, model_validator
 
 from brownout_agent.faults.contract import FaultParameters, Host, Refusal
 from brownout_agent.faults.process_places import NobodyMatches, in_group, in_unit, on_port
+from brownout_agent.kernel.cgroups import GROUP_PATTERN, UNIT_PATTERN
 from brownout_agent.kernel.processes import PROC, ProcessKey, all_pids, ancestors, read_stat
 
-UNIT_PATTERN = r"^[A-Za-z0-9:_.\\@-]+\.(service|scope|slice)$"
 _COMM_LENGTH = 15
 """The kernel cuts command names to this length (TASK_COMM_LEN, proc(5))."""
 
@@ -49,7 +49,7 @@ class ProcessParameters(FaultParameters):
     cgroup: Annotated[
         str | None,
         Field(
-            pattern=r"^(/[A-Za-z0-9:_.\\@-]+)+$",
+            pattern=GROUP_PATTERN,
             max_length=1_024,
             description="the control group that it is in, or above it, as /proc/PID/cgroup has it: /shop/web",
         ),

@@ -12,6 +12,10 @@ from brownout_agent.kernel.processes import PROC
 
 PREFIX = "brownout-fault-"
 """How the names of our own groups begin (`own_groups.py`)."""
+GROUP_NAME = r"[A-Za-z0-9:_.\\@-]+"
+UNIT_PATTERN = rf"^{GROUP_NAME}\.(service|scope|slice)$"
+GROUP_PATTERN = rf"^(/{GROUP_NAME})+$"
+"""How a group, a systemd unit that has one, and a path of groups are written in an experiment."""
 _IN_VERSION_1 = {"io": "blkio"}
 """Controllers that had another name there."""
 
