@@ -7,7 +7,8 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,37 @@ async def comes_about(client: Client, kind: str, private: Path, victim: int) -> 
     parameters = {name: to_value(values.get(str(value), value)) for name, value in FAULTS[kind].items()}
     fault_id = new_id()
     client.inject(fault_id, kind=kind, parameters=parameters)
-    if (await client.reply()).outcome != ACCEPTED:
+    reply = await client.reply()
+    if reply.outcome != ACCEPTED:
+        print(f"{kind} was refused: {reply}")
         return False
     first = await client.until(lambda m: m.HasField("report") and m.report.state != fault_pb2.RECORDED)
     if first.report.state != fault_pb2.ACTIVE:
+        print(f"{kind} was never active: {first.report}")
         return False
     client.send(stop=fault_pb2.Stop(fault_id=fault_id, reason="seen"))
     assert not (await client.state(fault_pb2.CLEAN)).residue
     return True
+
+
+@asynccontextmanager
+async def nobodys_process() -> AsyncIterator[int]:
+    """A process of nobody's that has become its program: `process.kill` refuses one that changes while it looks."""
+    victim = await asyncio.create_subprocess_exec(
+        *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "cat"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert victim.stdin
+    assert victim.stdout
+    try:
+        victim.stdin.write(b"there?\n")
+        assert await victim.stdout.readline() == b"there?\n"
+        yield victim.pid
+    finally:
+        if victim.returncode is None:
+            victim.kill()
+        await victim.wait()
 
 
 def which_come_about(folder: Path, rights: Sequence[str], kinds: Sequence[str]) -> list[str]:
@@ -104,16 +128,9 @@ def which_come_about(folder: Path, rights: Sequence[str], kinds: Sequence[str]) 
                 assert await made.wait() == 0
             client = await connect(folder)
             for kind in kinds:
-                victim = await asyncio.create_subprocess_exec(
-                    "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sleep", "60"
-                )
-                try:
-                    if await comes_about(client, kind, private, victim.pid):
+                async with nobodys_process() as victim_pid:
+                    if await comes_about(client, kind, private, victim_pid):
                         found.append(kind)
-                finally:
-                    if victim.returncode is None:
-                        victim.kill()
-                    await victim.wait()
 
     story(told, folder)
     return found
