@@ -12,9 +12,11 @@ from collections import deque
 
 from brownout_agent.agent.identity import Membership
 
-BACK_OFF_S = (0.5, 30.0)
+BACK_OFF_S = (0.5, 10.0)
 """Full jitter below a bound that doubles with every round from the first of these to the second: when a controller
-dies, its agents do not come to the next one all at once, and the first try of each is soon."""
+dies, its agents do not come to the next one all at once, and the first try of each is soon. The second bound leaves
+time for several tries before a controller that began again gives up on a host (40 s), whose run it would have to end
+without knowing how the host is."""
 RESOLVE_WITHIN_S = 2.0
 CONTROLLERS_MAX = 16
 """More than a cluster has; each is one more address that no fault may cut."""
