@@ -48,13 +48,14 @@ def is_absurd(message: fleet_pb2.AgentMessage) -> bool:
 
 
 def batch(rng: random.Random, name: str) -> list[fleet_pb2.AgentMessage]:
-    """Odd messages, of which the last may be absurd."""
+    """Odd messages, of which the last is absurd in half of the batches."""
     made: list[fleet_pb2.AgentMessage] = []
+    ends_absurd = rng.random() < 0.5
     while len(made) < BATCH:
         message = odd(rng, name)
         if not is_absurd(message):
             made.append(message)
-        elif len(made) > BATCH // 2 and rng.random() < 0.05:
+        elif ends_absurd and len(made) > BATCH // 2:
             return [*made, message]
     return made
 

@@ -71,7 +71,9 @@ class ProcessReader:
                 fields = (_PROC / name / "stat").read_bytes().rpartition(b")")[2].split()
                 key = (int(name), int(fields[19]), fields[_ARG_START])
                 line, network = self._known.get(key) or _line_and_network(name)
-                if now_ticks - key[1] > _SETTLED_S * _TICKS_PER_S:
+                # In the middle of an exec the arguments have a place, and none are there; a kernel thread has no place.
+                is_whole = bool(line) or fields[_ARG_START] == b"0"
+                if is_whole and now_ticks - key[1] > _SETTLED_S * _TICKS_PER_S:
                     known[key] = (line, network)
                 found.append(Process(key[0], line, fields[0].decode(), network))
         self._known = known
