@@ -9,6 +9,7 @@ from typing import cast
 
 import pytest
 
+from tests.support import deaths_kernel
 from tests.support.deaths import Column, Outcome, Phase
 from tests.support.deaths_kernel import ProcessReader
 from tests.support.deaths_trial import AnyHost, Scene, _blind
@@ -76,3 +77,20 @@ def test_a_process_is_read_anew_after_an_exec_however_old_it_is(tmp_path: Path) 
                 lines = {one.pid: one.line for one in reader.read()}
         finally:
             process.kill()
+
+
+def test_arguments_that_are_not_there_yet_in_the_middle_of_an_exec_are_not_remembered_as_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That moment cannot be held still in a kernel without CAP_SYS_RESOURCE, so its files are copied."""
+    entry = tmp_path / "7"
+    (entry / "ns").mkdir(parents=True)
+    (entry / "ns/net").touch()
+    (entry / "stat").write_bytes(Path("/proc/self/stat").read_bytes())
+    (entry / "cmdline").write_bytes(b"")
+    monkeypatch.setattr(deaths_kernel, "_PROC", tmp_path)
+    monkeypatch.setattr(deaths_kernel, "_SETTLED_S", -1)
+    reader = ProcessReader()
+    assert [one.line for one in reader.read()] == [""]
+    (entry / "cmdline").write_bytes(b"sleep\0" + b"60\0")
+    assert [one.line for one in reader.read()] == ["sleep 60 "]
