@@ -30,7 +30,7 @@ from tests.support.deaths_controller import ControllerLink
 from tests.support.deaths_document import document
 from tests.support.deaths_host import CONTROLLER_ADDRESS, Host, in_memory, make_bridge, run
 from tests.support.deaths_strikes import SHORT_S, Watch, mend
-from tests.support.deaths_trial import AnyHost, Scene, trial
+from tests.support.deaths_trial import AnyHost, Scene, Turns, trial
 from tests.support.uml import MODULES, UmlHost, make_share
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +128,7 @@ class Sitting:
     ends_s: float
     folder: Path
     watch: Watch = field(default_factory=Watch)
-    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_TURNS))
+    turns: Turns = field(default_factory=lambda: Turns(_TURNS))
     failed: list[Exception] = field(default_factory=list)
     """By which hosts ended before their time."""
 

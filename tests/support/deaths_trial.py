@@ -5,7 +5,7 @@ import contextlib
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,8 @@ UP_WITHIN_S = 40.0
 QUIET_S = 2.0
 """No fault and no holder for so long: none comes any more."""
 BRISK_S = 1.5
-"""So long after the strike a trial keeps its turn of the CPU; the rest of it is waiting."""
+"""So long after the strike a trial keeps its turn of the CPU; the rest of it is waiting. Those whose whole bound is
+within it have the CPU to themselves."""
 GRACE_S = 5.0
 """Watched beyond the bound, to tell late from never."""
 INJECT_WITHIN_S = 2.0
@@ -140,6 +141,30 @@ Since = dict[str, float]
 Strike = Callable[[Scene], Awaitable[Since]]
 
 
+class Turns:
+    """Who may burden the CPU: a few trials at a time, or one alone, whose bound a busy machine would not let be met."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._free = asyncio.Semaphore(count)
+        self._one_gathers = asyncio.Lock()
+        """Two that each wait for the other's turns would wait for ever."""
+
+    @contextlib.asynccontextmanager
+    async def turn(self, *, alone: bool) -> AsyncIterator[None]:
+        """While inside, it is this trial's turn, or nobody else's."""
+        taken = 0
+        try:
+            async with self._one_gathers if alone else contextlib.nullcontext():
+                while taken < (self._count if alone else 1):
+                    await self._free.acquire()
+                    taken += 1
+            yield
+        finally:
+            for _ in range(taken):
+                self._free.release()
+
+
 class Censored(Exception):
     """The trial did not come as far as its strike, so its cells say nothing."""
 
@@ -149,12 +174,12 @@ class HostFailed(Exception):
 
 
 async def trial(
-    scene: Scene, strike: Strike, seed: int, watching: AbstractContextManager[None], turns: asyncio.Semaphore
+    scene: Scene, strike: Strike, seed: int, watching: AbstractContextManager[None], turns: Turns
 ) -> list[Outcome]:
     """Every fault of the scene under its column, in its phase: one outcome each."""
     with watching:
         try:
-            async with turns:
+            async with turns.turn(alone=scene.bound_s <= BRISK_S and not scene.column.on_uml):
                 free_before = await _reach_strike(scene)
                 was_there = set(scene.there)
                 since = await strike(scene)
