@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,16 @@ def test_a_clean_fault_is_no_longer_unfinished_but_its_id_stays_known(tmp_path: 
     assert again.unfinished == []
     assert again.entries["id-1"].mark is Mark.CLEAN
     assert again.entries["id-1"].cause == "DURATION"
+
+
+def test_what_was_begun_and_is_not_clean_is_told_by_kind_and_facts(tmp_path: Path) -> None:
+    """By which a second fault knows what the first one has."""
+    journal = Journal(tmp_path)
+    journal.record(ONE)
+    journal.record(replace(ONE, fault_id="id-2", facts={"other": 1}))
+    assert journal.begun == ((ONE.kind, ONE.facts), (ONE.kind, {"other": 1}))
+    journal.mark("id-1", Mark.CLEAN, cause="DURATION")
+    assert [facts for _, facts in journal.begun] == [{"other": 1}]
 
 
 def test_a_crash_at_any_byte_of_a_write_loses_that_write_alone() -> None:

@@ -329,6 +329,15 @@ def test_a_fault_that_may_be_skipped_is_no_failure() -> None:
     assert (run.instances, run.over_ns) == ({}, {"one": 60 * S})
 
 
+def test_a_fault_that_was_planned_for_nobody_and_may_be_skipped_is_left_out_when_it_is_due() -> None:
+    targets = "targets: {gone: {selector: host=app-9, if_none: skip}}\nfaults:"
+    run = machine(TWO_FAULTS.replace("faults:", targets).replace('target: "host=app-1"', "target: gone"))
+    instructions = run.handle(SteadyJudged(2 * S, ()))
+    said = [one for one in instructions if isinstance(one, Say) and one.kind is EventKind.FAULT_REFUSED]
+    assert [one.message for one in said] == ["left out: no host matched, and if_none is skip"]
+    assert (run.instances, run.over_ns) == ({}, {"first": 2 * S})
+
+
 @pytest.mark.parametrize("if_none", ["fail", "skip"])
 def test_hosts_that_matched_and_have_no_peers_are_no_wish_to_skip(if_none: str) -> None:
     _, (left_out,) = chosen_at_injection(if_none, "a ring needs 4 hosts; there are 3")
